@@ -1,0 +1,1 @@
+"""The client of dpiped: a few verbs over its Unix socket."""

@@ -1,0 +1,54 @@
+"""Entry point of `dpipectl`.
+
+Why here: what ends a short-lived client well, a closed pipe, Ctrl-C, an error of the daemon, is decided
+in one place. The collector is off and the interpreter is left without tearing modules down: both would
+only take time from `dpipectl status`.
+
+Known gap: none.
+"""
+
+import gc
+
+gc.disable()
+
+import os  # noqa: E402 - the collector has to be off before the imports
+import sys  # noqa: E402
+
+from dpipectl import cli  # noqa: E402
+
+
+def main() -> None:
+    """Does not return: ends the process with the exit code."""
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else cli.EXIT_USAGE
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = cli.EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        code = cli.EXIT_OK
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run() -> int:
+    options = cli.parse(sys.argv[1:])
+    from dpipectl import verbs
+    from dpipectl.client import Client, Failed
+    from dpiped.errors import DpipedError
+    from dpiped.settings import socket_path
+
+    try:
+        code: int = getattr(verbs, options.verb)(Client(socket_path()), options)
+        return code
+    except (DpipedError, Failed) as error:
+        said = error.error if isinstance(error, Failed) else error
+        status = cli.EXIT_CODES.get(said.code, cli.EXIT_NOT_COMPLETED)
+        cli.fail(said.code, said.message, status, as_json=options.json, field=said.field, hint=said.hint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The command line: what the words mean, and which request each verb becomes.
+
+Why: scripts rely on three things, so they are decided here, once: with `--json` exactly one JSON
+document goes to stdout (errors too), the exit code says what happened, and a usage error names the
+word. Everything a verb needs beyond that is imported when the verb runs: `dpipectl status` must feel
+instant.
+
+Known gap: options are not completed in the shell.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+EXIT_OK = 0
+EXIT_NOT_COMPLETED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_REFUSED = 4
+EXIT_INVALID = 5
+EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    "unreachable": EXIT_UNREACHABLE,
+    "refused": EXIT_REFUSED,
+    "busy": EXIT_REFUSED,
+    "invalid": EXIT_INVALID,
+    "unknown_run": EXIT_INVALID,
+    "bad_request": EXIT_INVALID,
+    "not_installed": EXIT_INVALID,
+    "settings": EXIT_INVALID,
+    "run_damaged": EXIT_INVALID,
+}
+"""By error code; anything else is 1."""
+
+EPILOG = """\
+exit codes: 0 ok; 1 the run did not complete (start --follow, wait, resume --follow) or the daemon failed;
+2 usage; 3 no daemon; 4 refused (a run is active, or none is); 5 invalid input, the field is named.
+
+examples:
+  dpipectl start --config /workspace/configs/flux.toml --follow
+  dpipectl status
+  dpipectl logs -f
+  dpipectl stop --save
+  dpipectl resume
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors go through `fail`, so that `--json` holds for them too."""
+
+    def error(self, message: str) -> NoReturn:
+        fail("usage", f"{message} (see {self.prog} --help)", EXIT_USAGE, as_json="--json" in sys.argv)
+
+
+def fail(
+    code: str, message: str, status: int, *, as_json: bool, field: str | None = None, hint: str | None = None
+) -> NoReturn:
+    """Says it on stderr, or as the one JSON document on stdout, and ends with `status`."""
+    if as_json:
+        import json
+
+        print(json.dumps({"error": {"code": code, "message": message, "field": field, "hint": hint}}))
+    else:
+        print(f"dpipectl: {message}" + (f"\n          {hint}" if hint else ""), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def build(chosen: str | None = None) -> Parser:
+    """The parser. Given the verb that was chosen, only that verb's options are built: it is much faster."""
+    parser = Parser(
+        prog="dpipectl",
+        description="Starts, watches, stops and resumes the training that dpiped owns.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, errors too")
+    parser.add_argument("--version", action="store_true", help="show the client's version")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=Parser)
+    for name, (text, add_options, examples) in VERBS.items():
+        if chosen in VERBS and name != chosen:
+            continue
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        add_options(verb)
+    return parser
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Raises SystemExit(2) for a usage error, SystemExit(0) after --help or --version."""
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    parser = build(chosen)
+    options = parser.parse_args(words)
+    if options.version:
+        import dpiped
+
+        print(f"dpipectl {dpiped.__version__}")
+        raise SystemExit(EXIT_OK)
+    if options.verb is None:
+        parser.print_help()
+        raise SystemExit(EXIT_USAGE)
+    return options
+
+
+def _run_option(verb: argparse.ArgumentParser, *, required: bool = False, what: str) -> None:
+    help_text = f"{what} (its id, a part of the id, or `last`)"
+    verb.add_argument("run", metavar="RUN", nargs=None if required else "?", help=help_text)
+
+
+def _launch_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable for the training; repeatable",
+    )
+    verb.add_argument("--follow", action="store_true", help="show the progress until the run ends")
+    verb.add_argument("args", nargs="*", metavar="-- ARG", help="further arguments for train.py, after --")
+
+
+def _start(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", required=True, metavar="FILE", help="the training TOML")
+    verb.add_argument("--num-gpus", type=int, metavar="N", help="default: DIFFPIPE_NUM_GPUS of the daemon")
+    _launch_options(verb)
+
+
+def _resume(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", nargs="?", help="which run to go on from (default: the last one)")
+    verb.add_argument("--config", metavar="FILE", help="another training TOML (default: the run's own)")
+    _launch_options(verb)
+
+
+def _stop(verb: argparse.ArgumentParser) -> None:
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--save", action="store_true", help="let the trainer write a checkpoint first")
+    how.add_argument("--now", action="store_true", help="SIGKILL at once")
+    verb.add_argument("--timeout", type=float, metavar="S", help="seconds before the next, harder step")
+    verb.add_argument("--no-wait", action="store_true", help="return once the stop is under way")
+
+
+def _logs(verb: argparse.ArgumentParser) -> None:
+    _run_option(verb, what="which run; default: the active or the last one")
+    verb.add_argument(
+        "-n", type=int, default=50, metavar="N", dest="lines", help="the last N lines (default 50)"
+    )
+    verb.add_argument("--all", action="store_true", help="from the first line on")
+    verb.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    verb.add_argument(
+        "--raw", action="store_true", help="the bytes as printed, with progress bars and colours"
+    )
+
+
+def _wait(verb: argparse.ArgumentParser) -> None:
+    _run_option(verb, what="which run; default: the active or the last one")
+    verb.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
+
+
+def _save(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="give up after S seconds (600)"
+    )
+
+
+def _show(verb: argparse.ArgumentParser) -> None:
+    _run_option(verb, required=True, what="which run")
+
+
+def _runs(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-n", type=int, default=20, metavar="N", dest="limit", help="the newest N (default 20)")
+
+
+def _nothing(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+VERBS: dict[str, tuple[str, Any, str]] = {
+    "start": (
+        "start a training",
+        _start,
+        "  dpipectl start --config /workspace/configs/flux.toml\n"
+        "  dpipectl start --config flux.toml --follow --num-gpus 2\n"
+        "  dpipectl start --config flux.toml --env HF_HOME=/workspace/hf -- --regenerate_cache",
+    ),
+    "stop": (
+        "stop the training; returns when no process of it is left",
+        _stop,
+        "  dpipectl stop --save            checkpoint first, then stop\n"
+        "  dpipectl stop                   SIGTERM, then SIGKILL what is left\n"
+        "  dpipectl stop --save --timeout 60",
+    ),
+    "save": ("write a checkpoint now and go on training", _save, "  dpipectl save"),
+    "status": ("what is going on", _nothing, "  dpipectl status\n  dpipectl --json status"),
+    "logs": (
+        "the log of a run",
+        _logs,
+        "  dpipectl logs -n 200\n  dpipectl logs -f\n  dpipectl logs last --all --raw > run.log",
+    ),
+    "runs": ("the history", _runs, "  dpipectl runs -n 5"),
+    "show": ("all that is known of one run", _show, "  dpipectl show last"),
+    "wait": ("wait until a run has ended", _wait, "  dpipectl wait && echo completed"),
+    "resume": (
+        "go on from a run's newest checkpoint, as a new run",
+        _resume,
+        "  dpipectl resume\n  dpipectl resume 7f3a --config longer.toml --follow",
+    ),
+    "reload": ("re-execute the daemon in place; the training goes on", _nothing, "  dpipectl reload"),
+}

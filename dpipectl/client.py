@@ -1,0 +1,114 @@
+"""The client's side of the socket: one request, one reply, a clear error if nobody answers.
+
+Why: ZeroMQ connects to a socket that does not exist without a word and waits. A user who forgot to
+start the daemon must be told so at once, so the path is tried with a plain connect first. A reply has a
+deadline, always.
+
+`patient` is for those who follow a run: the daemon may be killed and come back meanwhile; since all
+cursors are byte offsets, asking again loses and repeats nothing.
+
+Known gap: requests are answered in the order of need only; one client object asks one at a time.
+"""
+
+import errno
+import os
+import socket
+import sys
+import time
+
+import zmq
+
+from dpiped import messages
+from dpiped.errors import Unreachable
+from dpiped.messages import AnyReply, AnyRequest
+
+TIMEOUT = 10.0
+MARGIN = 5.0
+"""Added to a request's own `wait` before its reply counts as missing."""
+PATIENCE = 120.0
+RETRY_EVERY = 0.2
+HINT = "start it with `dpiped`, or `supervisorctl start diffpipe`; DIFFPIPE_SOCKET says where it listens"
+
+
+class Failed(Exception):
+    """The daemon answered with an error. `error` is it."""
+
+    def __init__(self, error: messages.Error) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Client:
+    """One connection. `call` raises Failed for an error reply and Unreachable for none."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._decoder = messages.reply_decoder()
+        self._number = 0
+
+    def call(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
+        """Sends and waits for the reply. `wait` is how long the daemon itself may take (seconds)."""
+        if self._socket is None:
+            self._socket = self._connect()
+        self._number += 1
+        number = self._number.to_bytes(8, "big")
+        self._socket.send_multipart([number, messages.encode(request)])
+        deadline = time.monotonic() + (wait + MARGIN if wait else TIMEOUT)
+        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
+            answered, body = self._socket.recv_multipart()
+            # A late reply to a request that was given up is not the answer to this one.
+            if answered == number:
+                return self._decoded(body)
+        self.close()
+        raise Unreachable(f"dpiped at {self._path} does not answer", hint="is it stopped or overloaded?")
+
+    def patient(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
+        """Like `call`, but a daemon that is away is waited for, for up to two minutes."""
+        until = time.monotonic() + PATIENCE
+        told = False
+        while True:
+            try:
+                return self.call(request, wait)
+            except Unreachable:
+                if time.monotonic() > until:
+                    raise
+                if not told:
+                    print("dpipectl: the daemon is away; waiting for it ...", file=sys.stderr)
+                    told = True
+                self.close()
+                time.sleep(RETRY_EVERY)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+
+    def _connect(self) -> "zmq.Socket[bytes]":
+        self._probe()
+        connection = self._context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.connect(f"ipc://{self._path}")
+        return connection
+
+    def _probe(self) -> None:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.settimeout(TIMEOUT)
+            probe.connect(self._path)
+        except OSError as error:
+            why = {
+                errno.ENOENT: "there is no socket",
+                errno.ECONNREFUSED: "nobody listens there",
+                errno.EACCES: "this user may not use the socket",
+            }.get(error.errno or 0, os.strerror(error.errno or 0))
+            raise Unreachable(f"dpiped can't be reached at {self._path}: {why}", hint=HINT) from error
+        finally:
+            probe.close()
+
+    def _decoded(self, body: bytes) -> AnyReply:
+        reply = self._decoder.decode(body)
+        if isinstance(reply, messages.Error):
+            raise Failed(reply)
+        return reply

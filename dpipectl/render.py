@@ -1,0 +1,164 @@
+"""How things look in a terminal: pure functions from messages to text.
+
+Why: what a person reads must not be spread over the verbs, and must be testable without a daemon.
+The same facts stand in `--json`; nothing is said here that is not there.
+
+Known gap: widths are counted in characters, so wide scripts shift the columns.
+"""
+
+import time
+
+from dpiped import messages
+
+
+def status(reply: messages.Status) -> str:
+    """Some lines: state, progress, last run, TensorBoard, notices."""
+    lines = [_headline(reply)]
+    if reply.run is not None:
+        lines += _run_lines(reply.run)
+    if reply.last_run is not None:
+        lines.append(_field("last run", outcome(reply.last_run)))
+    board = reply.tensorboard
+    lines.append(_field("tensorboard", " ".join(filter(None, (board.url or board.state, board.detail)))))
+    lines += [_field("notice", notice) for notice in reply.notices]
+    return "\n".join(lines)
+
+
+def outcome(last: messages.LastRun) -> str:
+    """`ID completed`, or with the reason and the exit code."""
+    code = f"exit code {last.exit_code}" if last.exit_code else f"signal {last.signal}" if last.signal else ""
+    return (
+        f"{last.id} {last.outcome}"
+        + "".join(f" ({text})" for text in (code,) if text)
+        + _because(last.reason)
+    )
+
+
+def progress(run: messages.ActiveRun) -> str:
+    """One line: what is going on and how far it is."""
+    parts = [run.phase]
+    if run.step is not None:
+        parts.append(f"step {run.step}" + (f"/{run.total_steps}" if run.total_steps else ""))
+    if run.epoch is not None:
+        parts.append(f"epoch {run.epoch}" + (f"/{run.epochs}" if run.epochs else ""))
+    if run.loss is not None:
+        parts.append(f"loss {run.loss:.4f}")
+    if run.samples_per_second is not None:
+        parts.append(f"{run.samples_per_second:.4g} samples/s")
+    if run.eta_seconds is not None:
+        parts.append(f"{duration(run.eta_seconds)} left")
+    if run.detail and run.step is None:
+        parts.append(run.detail)
+    return "  ".join(parts)
+
+
+def bar(run: messages.ActiveRun, width: int) -> str:
+    """A progress bar of at most `width` columns, with the progress line beside it."""
+    text = progress(run)
+    if not run.total_steps or run.step is None:
+        return text[:width]
+    cells = max(min(width - len(text) - 8, 30), 0)
+    done = min(run.step / run.total_steps, 1.0)
+    drawn = "█" * round(done * cells) + "░" * (cells - round(done * cells))
+    return f"{drawn} {done:4.0%} {text}"[:width] if cells >= 5 else f"{done:4.0%} {text}"[:width]
+
+
+def runs(found: tuple[messages.RunSummary, ...]) -> str:
+    """A table, newest first."""
+    if not found:
+        return "no runs yet"
+    rows: list[tuple[str, ...]] = [("RUN", "OUTCOME", "STARTED", "TOOK", "STEP", "LOSS", "CONFIG")]
+    rows += [_run_row(run) for run in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        lines.append(
+            "  ".join([text.ljust(width) for text, width in zip(row, widths, strict=False)] + [row[-1]])
+        )
+    return "\n".join(lines)
+
+
+def run(reply: messages.RunReply) -> str:
+    """All that is known of one run."""
+    summary = reply.summary
+    fields = [
+        ("outcome", summary.state + _because(summary.reason)),
+        ("exit", _exit(summary)),
+        ("started", moment(summary.started_at)),
+        ("ended", moment(summary.ended_at)),
+        (
+            "step",
+            "-" if summary.step is None else f"{summary.step} (epoch {summary.epoch}, loss {summary.loss})",
+        ),
+        ("config", summary.config),
+        ("resumed from", summary.resumed_from),
+        ("run directory", reply.run_dir),
+        ("output", reply.train_dir or reply.output_dir),
+        ("checkpoint", reply.checkpoint or "none"),
+        ("peak memory", f"{reply.peak_memory_bytes / 2**20:.0f} MiB" if reply.peak_memory_bytes else None),
+        ("directory", reply.cwd),
+        ("command", " ".join(reply.argv)),
+        *((f"env {name}", value) for name, value in reply.env.items()),
+    ]
+    return "\n".join([summary.id] + [_field(name, text) for name, text in fields if text])
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def moment(at: float | None) -> str:
+    """Local time, or a dash."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else "-"
+
+
+def _headline(reply: messages.Status) -> str:
+    if reply.run is None:
+        return f"{reply.state}"
+    return f"{reply.state}  run {reply.run.id}" + (f"  pid {reply.run.pid}" if reply.run.pid else "")
+
+
+def _run_lines(active: messages.ActiveRun) -> list[str]:
+    lines = [_field("progress", progress(active))]
+    if active.elapsed_seconds is not None:
+        lines.append(_field("running for", duration(active.elapsed_seconds)))
+    if active.train_dir:
+        lines.append(_field("output", active.train_dir))
+    if active.checkpoint:
+        lines.append(_field("checkpoint", active.checkpoint))
+    if active.stopping:
+        lines.append(_field("stopping", active.stopping))
+    if active.warning:
+        lines.append(_field("warning", active.warning))
+    return lines
+
+
+def _run_row(found: messages.RunSummary) -> tuple[str, ...]:
+    ended = found.ended_at or time.time()
+    return (
+        found.id,
+        found.state,
+        moment(found.started_at),
+        duration(ended - found.started_at) if found.started_at else "-",
+        "-" if found.step is None else str(found.step),
+        "-" if found.loss is None else f"{found.loss:.4f}",
+        found.config,
+    )
+
+
+def _exit(summary: messages.RunSummary) -> str | None:
+    if summary.signal is not None:
+        return f"signal {summary.signal}"
+    return None if summary.exit_code is None else f"code {summary.exit_code}"
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _field(name: str, text: str | None) -> str:
+    return f"  {name:<14}{text}"

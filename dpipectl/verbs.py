@@ -1,0 +1,274 @@
+"""What each verb does: ask, wait if it must, show.
+
+Why: one function per verb, of the same name as the request it sends, so that a feature is found by its
+name on both sides.
+
+Known gap: none.
+"""
+
+import argparse
+import sys
+import time
+from typing import Any, TypeVar
+
+import msgspec
+
+from dpipectl import cli
+from dpipectl.client import Client
+from dpiped import messages
+from dpiped.errors import InvalidInput
+from dpiped.messages import AnyReply, AnyRequest
+
+_R = TypeVar("_R")
+POLL = 2.0
+
+
+def status(client: Client, options: argparse.Namespace) -> int:
+    reply = _ask(client, messages.GetStatus(), messages.Status)
+    _show(options, reply, lambda: _render().status(reply))
+    return cli.EXIT_OK
+
+
+def start(client: Client, options: argparse.Namespace) -> int:
+    config = _absolute(options.config)
+    env, args = _environment(options.env), tuple(options.args)
+    request = messages.Start(config, num_gpus=options.num_gpus, args=args, env=env)
+    return _started(client, options, _ask(client, request, messages.Started, wait=90.0))
+
+
+def resume(client: Client, options: argparse.Namespace) -> int:
+    config = _absolute(options.config) if options.config else None
+    env, args = _environment(options.env), tuple(options.args)
+    request = messages.Resume(options.run, config=config, args=args, env=env)
+    return _started(client, options, _ask(client, request, messages.Started, wait=90.0))
+
+
+def stop(client: Client, options: argparse.Namespace) -> int:
+    how: messages.How = "save" if options.save else "kill" if options.now else "term"
+    reply = _ask(client, messages.Stop(how, timeout=options.timeout), messages.Stopping)
+    if options.no_wait:
+        _show(options, reply, lambda: f"stopping {reply.run}: {reply.detail}")
+        return cli.EXIT_OK
+    if not options.json:
+        print(f"stopping {reply.run}: {reply.detail}", flush=True)
+    ended = _until_ended(client, reply.run)
+    _show(options, _ending(ended), lambda: _ended_text(ended))
+    return cli.EXIT_OK
+
+
+def save(client: Client, options: argparse.Namespace) -> int:
+    until = time.monotonic() + options.timeout
+    token: str | None = None
+    while True:
+        wait = max(min(until - time.monotonic(), POLL), 0.0)
+        reply = _ask(client, messages.Save(wait=wait, after=token), messages.Saved, wait=wait)
+        token = reply.token
+        if reply.checkpoint or time.monotonic() >= until:
+            break
+    answer = {"run": reply.run, "checkpoint": reply.checkpoint}
+    if reply.checkpoint is None:
+        text = f"the trainer has not saved within {options.timeout:g} s; it does so at the end of a step"
+        cli.fail("refused", text, cli.EXIT_REFUSED, as_json=options.json)
+    _show(options, answer, lambda: f"saved {reply.checkpoint} of run {reply.run}")
+    return cli.EXIT_OK
+
+
+def logs(client: Client, options: argparse.Namespace) -> int:
+    from dpipectl import follow
+
+    if options.follow and options.json:
+        cli.fail("usage", "--json and --follow don't go together", cli.EXIT_USAGE, as_json=True)
+    if options.lines < (0 if options.raw else 1):
+        cli.fail("usage", "-n takes a number from 1 on", cli.EXIT_USAGE, as_json=options.json)
+    if options.raw:
+        tail = None if options.all else options.lines
+        first = _ask(client, messages.ReadRaw(options.run, tail=tail), messages.RawLog)
+        follow.raw_log(client, first, options.follow)
+        return cli.EXIT_OK
+    lines = _lines(client, options)
+    if options.json:
+        _print_json(
+            {
+                "run": lines.run,
+                "lines": lines.lines,
+                "current": lines.current,
+                "next": lines.next,
+                "eof": lines.eof,
+            }
+        )
+    elif options.follow:
+        follow.log_lines(client, lines)
+    else:
+        for line in (*lines.lines, *([lines.current] if lines.current else [])):
+            print(line)
+    return cli.EXIT_OK
+
+
+def runs(client: Client, options: argparse.Namespace) -> int:
+    if options.limit < 1:
+        cli.fail("usage", "-n takes a number from 1 on", cli.EXIT_USAGE, as_json=options.json)
+    reply = _ask(client, messages.ListRuns(min(options.limit, 10000)), messages.Runs)
+    if options.json:
+        _print_json(reply.runs)
+    else:
+        print(_render().runs(reply.runs))
+    return cli.EXIT_OK
+
+
+def show(client: Client, options: argparse.Namespace) -> int:
+    reply = _ask(client, messages.ShowRun(options.run), messages.RunReply)
+    if options.json:
+        _print_json(_run_document(reply))
+    else:
+        print(_render().run(reply))
+    return cli.EXIT_OK
+
+
+def wait(client: Client, options: argparse.Namespace) -> int:
+    until = time.monotonic() + options.timeout if options.timeout is not None else float("inf")
+    run = options.run
+    while True:
+        left = max(min(until - time.monotonic(), POLL), 0.0)
+        reply = client.patient(messages.WaitRun(run, wait=left), left)
+        assert isinstance(reply, messages.RunReply)
+        # From now on this one is meant, also if another is started meanwhile.
+        run = reply.summary.id
+        if reply.ended:
+            break
+        if time.monotonic() >= until:
+            text = f"run {run} has not ended within {options.timeout:g} s"
+            cli.fail("timeout", text, cli.EXIT_NOT_COMPLETED, as_json=options.json)
+    _show(options, _ending(reply), lambda: _ended_text(reply))
+    return _code(reply)
+
+
+def reload(client: Client, options: argparse.Namespace) -> int:
+    before = _ask(client, messages.Reload(), messages.Reloading)
+    client.close()
+    time.sleep(0.3)
+    after = client.patient(messages.Hello(), 1.0)
+    assert isinstance(after, messages.Welcome)
+    answer = {"pid": before.pid, "version": after.version}
+    _show(options, answer, lambda: f"dpiped {after.version} is back, pid {after.pid}")
+    return cli.EXIT_OK
+
+
+def _started(client: Client, options: argparse.Namespace, reply: messages.Started) -> int:
+    if not options.follow:
+        _show(options, reply, lambda: _started_text(reply))
+        return cli.EXIT_OK
+    from dpipectl import follow
+
+    if options.json:
+        ended = _until_ended(client, reply.run)
+        _print_json(_ending(ended))
+        return _code(ended)
+    print(_started_text(reply), flush=True)
+    try:
+        ended = follow.progress(client, reply.run)
+    except KeyboardInterrupt:
+        print("\nthe training goes on; `dpipectl stop` ends it, `dpipectl logs -f` shows it")
+        return cli.EXIT_INTERRUPTED
+    print(_ended_text(ended))
+    return _code(ended)
+
+
+def _lines(client: Client, options: argparse.Namespace) -> messages.LogLines:
+    if not options.all:
+        return _ask(
+            client, messages.ReadLog(options.run, limit=min(options.lines, 100_000)), messages.LogLines
+        )
+    page = _ask(client, messages.ReadLog(options.run, after=0, limit=20_000), messages.LogLines)
+    pages = [page]
+    # The whole log comes in pages; a run that goes on is read up to where it is now.
+    while page.lines and not page.eof and not options.follow:
+        page = _ask(client, messages.ReadLog(page.run, after=page.next, limit=20_000), messages.LogLines)
+        pages.append(page)
+    lines = tuple(line for each in pages for line in each.lines)
+    return msgspec.structs.replace(page, lines=lines)
+
+
+def _until_ended(client: Client, run: str) -> messages.RunReply:
+    from dpipectl import follow
+
+    return follow.ended(client, run)
+
+
+def _environment(pairs: list[str]) -> dict[str, str]:
+    env = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InvalidInput(f"--env takes NAME=VALUE, not {pair!r}", field="env")
+        env[name] = value
+    return env
+
+
+def _absolute(path: str) -> str:
+    """The daemon has another working directory. pathlib is slow to import, and `status` needs none."""
+    from pathlib import Path
+
+    return str(Path(path).absolute())
+
+
+def _started_text(reply: messages.Started) -> str:
+    again = f", resumed from {reply.resumed_from}" if reply.resumed_from else ""
+    return f"started run {reply.run} (pid {reply.pid}){again}"
+
+
+def _ended_text(reply: messages.RunReply) -> str:
+    summary = reply.summary
+    steps = f" at step {summary.step}" if summary.step is not None else ""
+    why = f": {summary.reason}" if summary.reason else ""
+    where = f"\n  output        {reply.train_dir}" if reply.train_dir else ""
+    return f"run {summary.id} {summary.state}{steps}{why}{where}"
+
+
+def _ending(reply: messages.RunReply) -> dict[str, Any]:
+    summary = reply.summary
+    return {
+        "run": summary.id,
+        "outcome": summary.state,
+        "reason": summary.reason,
+        "exit_code": summary.exit_code,
+        "signal": summary.signal,
+        "step": summary.step,
+        "train_dir": reply.train_dir,
+    }
+
+
+def _run_document(reply: messages.RunReply) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.to_builtins(reply)
+    del document["type"]
+    summary: dict[str, Any] = document.pop("summary")
+    return summary | document
+
+
+def _code(reply: messages.RunReply) -> int:
+    return cli.EXIT_OK if reply.summary.state == "completed" else cli.EXIT_NOT_COMPLETED
+
+
+def _ask(client: Client, request: AnyRequest, kind: type[_R], wait: float = 0.0) -> _R:
+    reply: AnyReply = client.call(request, wait)
+    assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
+    return reply
+
+
+def _show(options: argparse.Namespace, document: Any, text: Any) -> None:
+    if options.json:
+        _print_json(document)
+    else:
+        print(text())
+
+
+def _print_json(document: Any) -> None:
+    plain = msgspec.to_builtins(document)
+    if isinstance(plain, dict):
+        plain.pop("type", None)
+    sys.stdout.write(msgspec.json.encode(plain).decode() + "\n")
+
+
+def _render() -> Any:
+    from dpipectl import render
+
+    return render

@@ -1,0 +1,219 @@
+"""The training TOML: read, checked for what would fail late, and frozen into the run directory.
+
+Why: train.py reads its config files when it starts and copies them minutes later, so a file that the
+user (or the next start) edits meanwhile would describe another training. Each run is launched from its
+own copies. The user's text is kept as it is, because the old `toml` package that train.py reads with
+understands less than a re-written file might say; only the paths of the data set files are exchanged,
+and the result is read back and compared.
+
+A first line with the run's id is added: train.py copies the file into the directory that it makes and
+never prints the name of, and by that line the directory is recognised.
+
+Known gap: values are checked only where a wrong one would cost a whole start-up; the rest is train.py's.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from dpiped import paths
+from dpiped.errors import InvalidInput
+from dpiped.rundir import DATASET_TOML, TRAINING_TOML
+
+EMBEDDED_TYPE = "dpiped"
+"""`model.type` of the trainer that this project carries."""
+MARK = "# dpiped run "
+PATH_KEYS = frozenset(
+    ("path", "paths", "diffusion_model", "vae", "audio_vae", "text_encoder", "init_from_existing")
+)
+SAVE_INTERVALS = ("save_every_n_epochs", "save_every_n_steps", "save_every_n_examples")
+
+
+class Config(Struct, frozen=True):
+    """A training TOML that can be launched. `output_dir` is resolved; `data` is the whole table as read."""
+
+    source: Path
+    text: str
+    data: dict[str, Any]
+    model_type: str
+    output_dir: Path
+    datasets: dict[str, Path]
+    """As written in the TOML → where it is."""
+    digest: str
+
+    @property
+    def epochs(self) -> int | None:
+        return _count(self.data, "epochs")
+
+    @property
+    def max_steps(self) -> int | None:
+        return _count(self.data, "max_steps")
+
+    @property
+    def resume(self) -> bool | str:
+        """The top-level `resume_from_checkpoint`: a folder's name, True for the newest, or False."""
+        value = self.data.get("resume_from_checkpoint", False)
+        if not isinstance(value, bool | str):
+            raise InvalidInput(
+                "resume_from_checkpoint takes true, false or a folder's name", field="resume_from_checkpoint"
+            )
+        return value
+
+
+def model_type(source: Path) -> str:
+    """`model.type` of a training TOML. Raises InvalidInput when it can't be read or has none."""
+    _, data = _read(source, "config")
+    model = data.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("type"), str):
+        raise InvalidInput(f"{source} has no [model] with a type", field="model.type")
+    return str(model["type"])
+
+
+def load(source: Path, roots: Sequence[Path], base: Path) -> Config:
+    """Reads and checks. Relative paths in it are taken from `base`, train.py's working directory."""
+    text, data = _read(source, "config")
+    kind = model_type(source)
+    # The embedded trainer's folder is inside the installation: no relative path may lead there.
+    start = None if kind == EMBEDDED_TYPE else base
+    _check_numbers(data)
+    output_dir = paths.confine(_string(data, "output_dir"), "output_dir", roots, start)
+    for field, value in _path_values(data.get("model"), "model"):
+        paths.confine(value, field, roots, start)
+    datasets = {
+        name: paths.confine(name, field, roots, start)
+        for field, name in (("dataset", _string(data, "dataset")), *_eval_datasets(data))
+    }
+    content = [text.encode()]
+    for name, path in datasets.items():
+        content.append(_check_dataset(path, name, roots, start))
+    digest = hashlib.sha256(b"\0".join(content)).hexdigest()
+    return Config(source, text, data, kind, output_dir, datasets, digest)
+
+
+def snapshot(config: Config, run: str, run_dir: Path) -> dict[str, bytes]:
+    """The files a run is launched with, by name. Raises InvalidInput if the text can't be re-pointed."""
+    names = {
+        name: DATASET_TOML if index == 0 else f"eval_{index}_{DATASET_TOML}"
+        for index, name in enumerate(config.datasets)
+    }
+    text = config.text
+    for name, file in names.items():
+        for quoted in (_basic_string(name), f"'{name}'"):
+            text = text.replace(quoted, _basic_string(str(run_dir / file)))
+    moved = {name: str(run_dir / file) for name, file in names.items()}
+    if tomllib.loads(text) != _repointed(config.data, moved):
+        raise InvalidInput(
+            f"{config.source}: the paths of `dataset` and `eval_datasets` can't be exchanged in this text",
+            field="dataset",
+            hint='write them as plain strings, for instance dataset = "/workspace/configs/dataset.toml"',
+        )
+    files = {file: config.datasets[name].read_bytes() for name, file in names.items()}
+    return {TRAINING_TOML: f"{MARK}{run}\n{text}".encode()} | files
+
+
+def is_marked(copy: Path, run: str) -> bool:
+    """Is this file train.py's copy of that run's snapshot?"""
+    try:
+        with copy.open("rb") as file:
+            return file.readline(256) == f"{MARK}{run}\n".encode()
+    except OSError:
+        return False
+
+
+def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text("utf-8").removeprefix("\ufeff")
+        return text, tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{field}: there is no file {path}", field=field) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{field}: {path} can't be read: {error}", field=field) from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{field}: {path} is not TOML: {error}", field=field) from error
+
+
+def _string(data: dict[str, Any], key: str) -> str:
+    value = data.get(key)
+    if not isinstance(value, str):
+        what = "is missing" if value is None else f"takes a string, not {value!r}"
+        raise InvalidInput(f"{key} {what}", field=key, hint=f'{key} = "/absolute/path"')
+    return value
+
+
+def _count(data: dict[str, Any], key: str) -> int | None:
+    value = data.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _check_numbers(data: dict[str, Any]) -> None:
+    """What train.py would stumble over only after caching, or at the end of the first epoch."""
+    for key in ("epochs", "max_steps", "steps_per_print", "pipeline_stages", *SAVE_INTERVALS):
+        value = data.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InvalidInput(f"{key} takes a whole number from 1 on, not {value!r}", field=key)
+    if "epochs" not in data:
+        raise InvalidInput("epochs is missing; it takes a whole number from 1 on", field="epochs")
+    if not any(key in data for key in SAVE_INTERVALS):
+        raise InvalidInput(f"one of {', '.join(SAVE_INTERVALS)} is required", field=SAVE_INTERVALS[0])
+
+
+def _eval_datasets(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    found = data.get("eval_datasets", [])
+    for index, entry in enumerate(found if isinstance(found, list) else [found]):
+        field = f"eval_datasets[{index}].config"
+        if not isinstance(entry, dict) or not isinstance(entry.get("config"), str) or "name" not in entry:
+            raise InvalidInput(f"eval_datasets takes tables with name and config, not {entry!r}", field=field)
+        yield field, entry["config"]
+
+
+def _check_dataset(path: Path, name: str, roots: Sequence[Path], base: Path | None) -> bytes:
+    text, data = _read(path, "dataset")
+    directories = data.get("directory")
+    if not isinstance(directories, list) or not directories:
+        raise InvalidInput(f"{name} has no [[directory]]", field="dataset.directory")
+    for index, directory in enumerate(directories):
+        for field, value in _path_values(directory, f"dataset.directory[{index}]"):
+            if not paths.confine(value, field, roots, base).exists():
+                raise InvalidInput(f"{field}: there is no {value}", field=field)
+    return text.encode()
+
+
+def _path_values(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    """Every string that stands below a key that names a path, with its dotted field."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            named = key in PATH_KEYS or key.endswith("_path")
+            yield from (_strings if named else _path_values)(inner, f"{field}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _path_values(inner, f"{field}[{index}]")
+
+
+def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, f"{field}[{index}]")
+    elif isinstance(value, dict):
+        yield from _path_values(value, field)
+
+
+def _repointed(data: dict[str, Any], moved: dict[str, str]) -> dict[str, Any]:
+    changed = dict(data)
+    changed["dataset"] = moved[data["dataset"]]
+    if data.get("eval_datasets"):
+        changed["eval_datasets"] = [
+            entry | {"config": moved[entry["config"]]} for entry in data["eval_datasets"]
+        ]
+    return changed
+
+
+def _basic_string(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a subset of TOML's for what a path may hold."""
+    return json.dumps(text)

@@ -1,0 +1,177 @@
+"""The daemon process: locks, parts, signals, the order in which things begin and end.
+
+Why: two daemons on one state directory would adopt each other's runs, and two on one socket would
+steal each other's clients; both are refused by locks that the kernel drops with the process. On
+SIGTERM the run is stopped by the same ladder as by a client, while the socket still answers; a crash
+leaves the run alone, and the next daemon adopts it.
+
+Known gap: locks do not work across machines that share a network file system without flock.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Literal
+
+from dpiped import events, launch, lifecycle, rundir
+from dpiped.errors import AlreadyOwned, DpipedError, LaunchFailed, RunDamaged
+from dpiped.launch import Wanted
+from dpiped.rundir import Concluded, Spec
+from dpiped.server import Server, prepare_directory
+from dpiped.settings import Settings
+from dpiped.supervisor import Supervisor
+from dpiped.tensorboard import TensorBoard
+from dpiped.verbs import Verbs
+
+TENSORBOARD_LOOK_EVERY = 0.25
+
+log = logging.getLogger("dpiped")
+End = Literal["exit", "reload"]
+
+
+def main(settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit code; does not return after a reload.
+
+    The umask stays the user's: the training inherits it. What is ours is made with explicit modes.
+    """
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    locks = _lock(settings)
+    if asyncio.run(Daemon(settings).run()) == "reload":
+        log.info("reloading")
+        for lock in locks:
+            os.close(lock)
+        os.execv(sys.executable, sys.orig_argv)
+    return 0
+
+
+class Daemon:
+    """Wires the parts together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.supervisor = Supervisor(settings)
+        self.tensorboard = TensorBoard(settings)
+        self._asked: asyncio.Queue[str] = asyncio.Queue()
+        verbs = Verbs(self.supervisor, self.tensorboard, lambda: self._asked.put_nowait("reload"))
+        self.server = Server(settings.socket, verbs.answer)
+
+    async def run(self) -> End:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._asked.put_nowait, number.name)
+        self.supervisor.notices += events.prepare_root(self.settings)
+        for notice in self.supervisor.notices:
+            log.warning("%s", notice)
+        await self.supervisor.recover()
+        self.server.bind()
+        log.info("listening on %s, state in %s", self.settings.socket, self.settings.state_dir)
+        tasks = [asyncio.create_task(self.server.serve()), asyncio.create_task(self._watch_tensorboard())]
+        self.tensorboard.start()
+        service = asyncio.create_task(self._train_service_config())
+        end = await self._until_asked()
+        for task in (service, *tasks):
+            task.cancel()
+        await self.supervisor.let_go()
+        await self.tensorboard.stop()
+        await self.server.close()
+        return end
+
+    async def _until_asked(self) -> End:
+        """Waits for the end. While the ladder runs, a second signal takes it to the last rung."""
+        asked = await self._asked.get()
+        if asked in ("reload", "SIGHUP"):
+            # Let the reply to the one who asked leave the socket.
+            await asyncio.sleep(0.1)
+            return "reload"
+        log.info("%s received", asked)
+        if self.settings.on_exit == "detach":
+            log.info("leaving the run to the next daemon (DIFFPIPE_ON_EXIT=detach)")
+            return "exit"
+        ending = asyncio.create_task(self.supervisor.end(asked))
+        while not ending.done():
+            again = asyncio.create_task(self._asked.get())
+            await asyncio.wait({ending, again}, return_when=asyncio.FIRST_COMPLETED)
+            if again.done() and self.supervisor.live is not None:
+                await self.supervisor.stop("kill", None, "a second signal")
+            again.cancel()
+        await ending
+        return "exit"
+
+    async def _watch_tensorboard(self) -> None:
+        seen = self.tensorboard.view
+        while True:
+            await asyncio.sleep(TENSORBOARD_LOOK_EVERY)
+            if self.tensorboard.view != seen:
+                seen = self.tensorboard.view
+                await self.supervisor.announce()
+
+    async def _train_service_config(self) -> None:
+        """Trains `DIFFPIPE_CONFIG`, unless a run of it is active or has completed."""
+        if self.settings.config is None or not isinstance(self.supervisor.machine.state, lifecycle.Idle):
+            return
+        wanted = Wanted(self.settings.config, args=self.settings.extra_args, service=True)
+        try:
+            plan = launch.make(self.settings, wanted)
+            if done := self._completed_run(plan.spec):
+                log.info("DIFFPIPE_CONFIG is not trained again: run %s of it has completed", done)
+                return
+            await self.supervisor.start(wanted)
+        except (DpipedError, LaunchFailed) as error:
+            notice = f"DIFFPIPE_CONFIG is not trained: {error.message}"
+            log.error("%s", notice)
+            self.supervisor.notices.append(notice)
+            await self.supervisor.announce()
+
+    def _completed_run(self, spec: Spec) -> str | None:
+        """The run that has completed exactly this config (same path, same content)."""
+        runs = self.supervisor.runs
+        for name in rundir.names(runs):
+            try:
+                known, concluded = rundir.read(runs / name, Spec), rundir.read(runs / name, Concluded)
+            except RunDamaged:
+                continue
+            done = concluded is not None and concluded.outcome == "completed"
+            if done and known and (known.source, known.digest) == (spec.source, spec.digest):
+                return name
+        return None
+
+
+def _lock(settings: Settings) -> list[int]:
+    """One daemon per state directory and per socket. Raises AlreadyOwned, with the holder's pid."""
+    state = settings.state_dir
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (state / "runs").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise AlreadyOwned(f"{state} can't be made: {error.strerror}", field="DIFFPIPE_STATE_DIR") from error
+    socket = Path(settings.socket)
+    prepare_directory(socket.parent)
+    return [
+        _take(state / "dpiped.lock", "DIFFPIPE_STATE_DIR"),
+        _take(socket.with_name(socket.name + ".lock"), "DIFFPIPE_SOCKET"),
+    ]
+
+
+def _take(path: Path, variable: str) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
+        os.close(handle)
+        raise AlreadyOwned(
+            f"another dpiped (pid {holder or 'unknown'}) holds {path.parent}",
+            field=variable,
+            hint=f"stop it, or give this one another {variable}",
+        ) from error
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle

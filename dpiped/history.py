@@ -1,0 +1,134 @@
+"""Past runs, read from their directories: found by name, summed up, their logs paged.
+
+Why: the run directory is the truth, so a list of runs must come out right with a daemon that never saw
+them. A run whose records can't be read is listed as damaged and disturbs no other.
+
+Known gap: a list reads a few small files per run each time; with many thousands of runs that is slow.
+"""
+
+from pathlib import Path
+
+from dpiped import checkpoints, logs, messages, rundir
+from dpiped.errors import InvalidInput, RunDamaged, UnknownRun
+from dpiped.outcome import conclude
+from dpiped.progress import Progress
+from dpiped.rundir import Concluded, Exit, Launched, Spec, StopAsked, TrainDir
+
+LAST = "last"
+
+
+def resolve(runs: Path, name: str) -> str:
+    """The run's id from the id, a part of it that fits one run only, or `last`. Raises UnknownRun."""
+    names = rundir.names(runs)
+    if name in names:
+        return name
+    if name == LAST and names:
+        return names[0]
+    fitting = [known for known in names if name in known] if len(name) >= 3 else []
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InvalidInput(f"{name!r} fits {len(fitting)} runs: {', '.join(fitting[:5])}", field="run")
+    raise UnknownRun(f"there is no run {name!r}", field="run", hint="`dpipectl runs` lists them")
+
+
+def summary(runs: Path, run: str, active: bool = False) -> messages.RunSummary:
+    """One run in one line. Never raises for what stands in the directory."""
+    try:
+        return _summary(runs / run, run, active)
+    except RunDamaged as error:
+        return messages.RunSummary(run, "damaged", 0.0, "", reason=error.message)
+
+
+def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
+    """Everything known of one run. Raises RunDamaged."""
+    folder = runs / run
+    spec = rundir.read(folder, Spec)
+    if spec is None:
+        raise RunDamaged(f"{folder} has no spec.json", field="spec.json")
+    exit_ = rundir.read(folder, Exit)
+    train_dir = train_directory(folder, spec)
+    return messages.RunReply(
+        summary=_summary(folder, run, active),
+        ended=not active,
+        argv=spec.argv,
+        cwd=spec.cwd,
+        run_dir=str(folder),
+        output_dir=spec.output_dir,
+        train_dir=str(train_dir) if train_dir else None,
+        checkpoint=checkpoints.complete_checkpoint(train_dir) if train_dir else None,
+        peak_memory_bytes=exit_.peak_memory_bytes if exit_ else None,
+        env=spec.env,
+    )
+
+
+def train_directory(folder: Path, spec: Spec) -> Path | None:
+    """The directory that train.py made (or resumed into), if it was recognised."""
+    if spec.train_dir:
+        return Path(spec.train_dir)
+    found = rundir.read(folder, TrainDir)
+    return Path(found.path) if found else None
+
+
+def last_run(folder: Path, run: str) -> messages.LastRun | None:
+    """How that run ended, or None if no outcome is recorded. Raises RunDamaged."""
+    concluded = rundir.read(folder, Concluded)
+    if concluded is None:
+        return None
+    exit_ = rundir.read(folder, Exit)
+    return messages.LastRun(
+        id=run,
+        outcome=concluded.outcome,
+        reason=concluded.reason,
+        exit_code=exit_.code if exit_ else None,
+        signal=exit_.signal if exit_ else None,
+        ended_at=concluded.at,
+    )
+
+
+def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
+    """The outcome of a run that nobody follows, from its records and its whole log. Raises RunDamaged."""
+    progress = Progress()
+    follower = logs.Follower(folder / rundir.LOG)
+    while chunk := follower.read():
+        progress.feed(chunk)
+    follower.close()
+    progress.finish()
+    records = rundir.read(folder, Exit), rundir.read(folder, StopAsked)
+    return conclude(*records, progress.snapshot(), spec.completes)
+
+
+def read_log(path: Path, request: messages.ReadLog) -> tuple[logs.Page, str, int]:
+    """(page, unfinished line, size) of a log that no longer grows."""
+    upto, size = logs.extent(path)
+    after = request.after if request.after is not None else logs.tail_start(path, request.limit, upto)
+    if after >= upto:
+        page = logs.Page((), max(upto, min(after, size)))
+    else:
+        page = logs.read_lines(path, after, request.limit, upto, messages.REPLY_BYTES)
+    return page, logs.read_unfinished(path, upto, size) if page.next >= upto else "", size
+
+
+def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:
+    spec = rundir.read(folder, Spec)
+    if spec is None:
+        raise RunDamaged(f"{folder} has no spec.json", field="spec.json")
+    launched = rundir.read(folder, Launched)
+    concluded = rundir.read(folder, Concluded)
+    exit_ = rundir.read(folder, Exit)
+    state = "running" if active else concluded.outcome if concluded else "unknown"
+    return messages.RunSummary(
+        id=run,
+        state=state,
+        created=spec.created,
+        config=spec.source,
+        started_at=launched.at if launched else None,
+        ended_at=concluded.at if concluded else None,
+        reason=concluded.reason if concluded else None,
+        exit_code=exit_.code if exit_ else None,
+        signal=exit_.signal if exit_ else None,
+        step=concluded.step if concluded else None,
+        epoch=concluded.epoch if concluded else None,
+        loss=concluded.loss if concluded else None,
+        resumed_from=spec.resumed_from,
+    )

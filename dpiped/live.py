@@ -1,0 +1,171 @@
+"""The run that is going on, as the daemon sees it from outside: its log, its progress, its processes.
+
+Why: a run that this daemon started and one that it adopted must be followed by the same code, or the
+second path is the one that loses lines. So everything here is learnt from the run directory and the
+process table; nothing comes from having been the parent.
+
+Known gap: none of this is written down; a new daemon reads the log from its beginning.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dpiped import checkpoints, events, logs, messages, procs, rundir
+from dpiped.outcome import exception_line
+from dpiped.progress import Progress, Snapshot
+from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
+from dpiped.settings import Settings
+
+LOOK_FOR_FILES_EVERY = 1.0
+
+log = logging.getLogger("dpiped.run")
+
+
+class LiveRun:
+    """One active run. `runner` is known once it was spawned here or recorded itself."""
+
+    def __init__(self, settings: Settings, spec: Spec) -> None:
+        self.settings = settings
+        self.spec = spec
+        self.id = spec.run
+        self.folder = settings.state_dir / "runs" / spec.run
+        self.progress = Progress()
+        self.ring = logs.Ring(settings.log_lines, settings.log_bytes)
+        self.launched: Launched | None = None
+        self.runner: Identity | None = None
+        self.train_dir: Path | None = Path(spec.train_dir) if spec.train_dir else None
+        self.warning: str | None = None
+        self._follower = logs.Follower(self.folder / rundir.LOG)
+        self._looked_at = 0.0
+
+    def spawn_runner(self, environment: dict[str, str], adopt: bool = False) -> None:
+        """Starts the runner in its own session; it outlives this process. Raises OSError."""
+        # -E and -P: what the user adds to the training's environment must not change our own imports.
+        command = [sys.executable, "-E", "-P", "-m", "dpiped", "runner", str(self.folder)]
+        command += ["--adopt"] if adopt else []
+        errors = os.open(self.folder / rundir.RUNNER_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                command,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, errors, 1),
+                    (os.POSIX_SPAWN_DUP2, errors, 2),
+                ],
+                setsid=True,
+            )
+        finally:
+            os.close(errors)
+        self.runner = procs.identify(pid)
+
+    def look_for_launch(self) -> bool:
+        """True once the runner has recorded its child. Raises RunDamaged."""
+        if self.launched is None:
+            self.launched = rundir.read(self.folder, Launched)
+            if self.launched is not None:
+                self.runner = self.launched.runner
+        return self.launched is not None
+
+    def runner_is_alive(self) -> bool:
+        """Before anything is recorded, any process with the run's marker may be the runner."""
+        if self.runner is not None:
+            return procs.is_alive(self.runner)
+        return procs.marked(self.id)
+
+    def members(self) -> list[Identity]:
+        """Every living process of the run but the runner."""
+        return procs.members(self.id, self.runner, self.launched.child if self.launched else None)
+
+    def exit_record(self) -> Exit | None:
+        return rundir.read(self.folder, Exit)
+
+    def runner_log(self) -> str:
+        """What the runner said of itself: empty unless something is wrong with it."""
+        try:
+            return (self.folder / rundir.RUNNER_LOG).read_text(errors="replace").strip()[-2000:]
+        except OSError:
+            return ""
+
+    async def drain(self) -> bool:
+        """Takes in what the log gained. True if it gained anything."""
+        gained = False
+        while chunk := self._follower.read():
+            gained = True
+            self.progress.feed(chunk)
+            self.ring.feed(chunk)
+            await asyncio.sleep(0)
+        return gained
+
+    def look_for_files(self) -> None:
+        """Finds the directory that train.py made and links its event files; not more than once a second."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_FOR_FILES_EVERY:
+            return
+        self._looked_at = now
+        self.find_files()
+
+    def find_files(self) -> None:
+        if self.train_dir is None:
+            found = checkpoints.find_train_dir(Path(self.spec.output_dir), self.id, self.spec.created - 60)
+            if found is None:
+                return
+            self.train_dir = found
+            self._keep("the training's directory", lambda: rundir.write(self.folder, TrainDir(str(found))))
+            log.info("run %s writes to %s", self.id, found)
+        train_dir, folder = self.train_dir, events.run_folder(self.settings, self.id)
+        self._keep("event files", lambda: events.link_events(train_dir, folder))
+
+    def close(self) -> None:
+        self._follower.close()
+
+    def view(self, stopping: str | None) -> messages.ActiveRun:
+        """What `status` says of it."""
+        said = self.progress.snapshot()
+        total = total_steps(self.spec, said)
+        rest = total - said.step if total is not None and said.step is not None else None
+        started = self.launched.at if self.launched else None
+        return messages.ActiveRun(
+            id=self.id,
+            pid=self.launched.child.pid if self.launched else None,
+            phase=said.phase,
+            step=said.step,
+            total_steps=total,
+            epoch=said.epoch,
+            epochs=self.spec.epochs,
+            loss=said.loss,
+            samples_per_second=said.samples_per_second,
+            eta_seconds=rest * said.seconds_per_step if rest is not None and said.seconds_per_step else None,
+            started_at=started,
+            elapsed_seconds=max(time.time() - started, 0.0) if started else None,
+            detail=said.detail,
+            warning=self.warning or hang_warning(said),
+            checkpoint=said.checkpoint,
+            train_dir=str(self.train_dir) if self.train_dir else None,
+            stopping=stopping,
+        )
+
+    def _keep(self, what: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.warning = f"{what} can't be recorded: {error}"
+
+
+def total_steps(spec: Spec, said: Snapshot) -> int | None:
+    """The step at which the training will end, once that can be known."""
+    by_epochs = spec.epochs * said.steps_per_epoch if spec.epochs and said.steps_per_epoch else None
+    return min((n for n in (by_epochs, spec.max_steps) if n is not None), default=None)
+
+
+def hang_warning(said: Snapshot) -> str | None:
+    """A caching process that died leaves train.py waiting for ever: say so while it still looks alive."""
+    if said.child_died:
+        return f"caching died ({exception_line(said.evidence)}); train.py hangs and has to be stopped"
+    return None

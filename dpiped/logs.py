@@ -1,0 +1,228 @@
+"""A run's log: followed as it grows, kept as a bounded tail, read anywhere by byte offset.
+
+Why: the log is a file that the training writes itself, so no reader can block it or lose it. A cursor
+is a byte offset in that file: it means the same after a restart of the daemon, and no line is skipped
+or repeated. The ring keeps the last lines in memory for the many who ask for them; it takes whole
+chunks and lets the bytes methods find the line ends, because a line-by-line loop can't keep up.
+
+A progress bar redraws itself with `\\r`; shown is what a terminal would show at the end of the line.
+
+Known gap: a log that is truncated while it is followed is read on from its new end.
+"""
+
+import os
+import re
+from bisect import bisect_left
+from collections import deque
+from itertools import islice
+from pathlib import Path
+
+from msgspec import Struct
+
+CHUNK = 1 << 20
+LINE_LIMIT = 16 << 10
+"""A longer line is cut in the middle, and says so, wherever it is shown. The file keeps it."""
+UNFINISHED_LIMIT = 1 << 20
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Page(Struct, frozen=True):
+    """`lines` as shown, `next` the offset after the last of them."""
+
+    lines: tuple[str, ...]
+    next: int
+
+
+def shown(raw: bytes) -> str:
+    """One line (without its line end) as a terminal would show it, without colours, cut if very long."""
+    text = _ESCAPES.sub("", raw.decode(errors="replace"))
+    if "\r" in text:
+        screen = ""
+        for part in text.split("\r"):
+            screen = part + screen[len(part) :]
+        text = screen.rstrip()
+    text = _CONTROLS.sub("", text)
+    if len(text) > LINE_LIMIT:
+        half = LINE_LIMIT // 2
+        text = f"{text[:half]} … [{len(text) - LINE_LIMIT} characters cut] … {text[-half:]}"
+    return text
+
+
+class Follower:
+    """Reads what a growing file gained. The file need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+        self.position = 0
+
+    def read(self) -> bytes:
+        """The next bytes, at most CHUNK; b"" if there are none now."""
+        if self._fd is None:
+            try:
+                self._fd = os.open(self._path, os.O_RDONLY)
+            except FileNotFoundError:
+                return b""
+        data = os.pread(self._fd, CHUNK, self.position)
+        if not data:
+            self.position = min(self.position, os.fstat(self._fd).st_size)
+        self.position += len(data)
+        return data
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class Ring:
+    """The last lines of a log, bounded by lines and by bytes, and the unfinished line after them."""
+
+    def __init__(self, max_lines: int, max_bytes: int) -> None:
+        self._max_lines = max_lines
+        self._max_bytes = max_bytes
+        self._lines: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        self._unfinished = b""
+        self.next = 0
+        """Offset of the unfinished line: everything before it is whole lines."""
+        self.end = 0
+        """Offset after the last byte fed."""
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @property
+    def first(self) -> int:
+        """Offset of the oldest line kept."""
+        return self._lines[0][0] if self._lines else self.next
+
+    @property
+    def current(self) -> str:
+        """The unfinished last line as shown now."""
+        return shown(self._unfinished)
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next bytes of the log, cut anywhere."""
+        self.end += len(chunk)
+        whole, newline, rest = chunk.rpartition(b"\n")
+        if not newline:
+            self._unfinished = (self._unfinished + chunk)[-UNFINISHED_LIMIT:]
+            return
+        kept = whole.rsplit(b"\n", self._max_lines)
+        after = self.end - len(rest)
+        if len(kept) > self._max_lines:
+            del kept[0]
+            start = after - sum(map(len, kept)) - len(kept)
+        else:
+            self._append(self.next, self._unfinished + kept[0])
+            start = after - len(whole) - 1 + len(kept.pop(0)) + 1
+        for raw in kept:
+            self._append(start, raw)
+            start += len(raw) + 1
+        self.next = after
+        self._unfinished = rest[-UNFINISHED_LIMIT:]
+
+    def page(self, after: int, limit: int, max_bytes: int) -> Page | None:
+        """Up to `limit` lines from offset `after` on; None if that offset is older than the ring."""
+        if after < self.first:
+            return None
+        lines: list[str] = []
+        position = after
+        skip = bisect_left(self._starts(), after)
+        for start, raw in islice(self._lines, skip, None):
+            if len(lines) >= limit or max_bytes <= 0:
+                break
+            lines.append(shown(raw))
+            max_bytes -= len(raw) + 1
+            position = start + len(raw) + 1
+        return Page(tuple(lines), position)
+
+    def tail_start(self, limit: int) -> int | None:
+        """Offset of the last `limit` lines; None if the ring holds fewer and older ones exist."""
+        if limit <= len(self._lines):
+            return self._lines[-limit][0]
+        return self.first if self.first == 0 else None
+
+    def _starts(self) -> list[int]:
+        return [start for start, _ in self._lines]
+
+    def _append(self, start: int, raw: bytes) -> None:
+        self._lines.append((start, raw))
+        self._bytes += len(raw)
+        while len(self._lines) > self._max_lines or (self._bytes > self._max_bytes and len(self._lines) > 1):
+            self._bytes -= len(self._lines.popleft()[1])
+
+
+def extent(path: Path) -> tuple[int, int]:
+    """(offset after the last line end, size in bytes) of a log; zeros if there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            return _line_start_before(file.fileno(), size, 0), size
+    except FileNotFoundError:
+        return 0, 0
+
+
+def read_lines(path: Path, after: int, limit: int, upto: int, max_bytes: int) -> Page:
+    """Up to `limit` whole lines between the offsets `after` and `upto`, at most about `max_bytes` of them."""
+    lines: list[str] = []
+    position = after
+    with path.open("rb") as file:
+        file.seek(after)
+        while len(lines) < limit and position < upto and max_bytes > 0:
+            raw = file.readline(UNFINISHED_LIMIT)
+            length = len(raw)
+            # The rest of a line too long to hold is passed over, so that the cursor moves on.
+            while raw and not raw.endswith(b"\n") and position + length < upto:
+                more = file.readline(UNFINISHED_LIMIT)
+                length += len(more)
+                raw = raw[:UNFINISHED_LIMIT] + more[-UNFINISHED_LIMIT:]
+            position += length
+            max_bytes -= min(length, LINE_LIMIT)
+            lines.append(shown(raw.removesuffix(b"\n")))
+    return Page(tuple(lines), position)
+
+
+def read_unfinished(path: Path, start: int, end: int) -> str:
+    """The text between the last line end and the end of the log."""
+    if start >= end:
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(start, end - UNFINISHED_LIMIT))
+        return shown(file.read(end - file.tell()))
+
+
+def tail_start(path: Path, limit: int, upto: int) -> int:
+    """Offset where the last `limit` whole lines before `upto` begin. `limit` 0 gives `upto`."""
+    if limit == 0 or upto == 0:
+        return upto
+    try:
+        with path.open("rb") as file:
+            return _line_start_before(file.fileno(), upto - 1, limit - 1)
+    except FileNotFoundError:
+        return 0
+
+
+def read_bytes(path: Path, after: int, upto: int, max_bytes: int) -> bytes:
+    """The log's bytes as they were printed."""
+    try:
+        with path.open("rb") as file:
+            file.seek(after)
+            return file.read(min(max(upto - after, 0), max_bytes))
+    except FileNotFoundError:
+        return b""
+
+
+def _line_start_before(fd: int, end: int, skip: int) -> int:
+    """Offset after the `skip` + 1st line end counted backwards from `end`; 0 if there are fewer."""
+    while end > 0:
+        begin = max(end - CHUNK, 0)
+        block = os.pread(fd, end - begin, begin)
+        count = block.count(b"\n")
+        if count > skip:
+            return begin + len(block.rsplit(b"\n", skip + 1)[0]) + 1
+        skip -= count
+        end = begin
+    return 0

@@ -1,0 +1,338 @@
+"""Every request, every reply, every error code: the whole protocol.
+
+Why: dict messages drift apart on the two sides of a socket and fail late. Here one frozen Struct per
+message, one tagged union and one typed decoder per direction make a malformed message fail in the
+decoder, with the field's name, before any code of ours sees it. `docs/protocol.md` is generated from
+this module.
+
+Requests refuse unknown fields (a typo must not be ignored); replies accept them (an older client
+reads a newer daemon). New fields get defaults.
+
+Known gap: no compression; a `ReadLog` reply is bounded by `limit` and by `REPLY_BYTES` instead.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+PROTOCOL = 1
+REQUEST_BYTES = 1 << 20
+"""A larger request is dropped by ZeroMQ together with its connection."""
+REPLY_BYTES = 1 << 20
+"""About how much log text one reply carries at most; `next` says where to go on."""
+LONGEST_WAIT = 60.0
+
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=86400)]
+Wait: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]
+Path: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
+RunName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
+Offset: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
+Text: TypeAlias = Annotated[str, Meta(max_length=32768)]
+
+How: TypeAlias = Literal["save", "term", "kill"]
+State: TypeAlias = Literal["idle", "starting", "running", "stopping"]
+OutcomeName: TypeAlias = Literal["completed", "stopped", "failed", "unknown"]
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of all requests."""
+
+
+class Hello(Request, frozen=True, tag="hello"):
+    """Asks who answers. `protocol` is the client's; the daemon refuses another major number."""
+
+    protocol: int = PROTOCOL
+
+
+class GetStatus(Request, frozen=True, tag="status"):
+    """State, progress, last outcome, TensorBoard."""
+
+
+class Watch(Request, frozen=True, tag="watch"):
+    """Like `GetStatus`, answered once the revision differs from `after`, or after `wait` seconds."""
+
+    after: int = -1
+    wait: Wait = 20.0
+
+
+class Start(Request, frozen=True, tag="start"):
+    """Starts a run of the training TOML at `config` (absolute). `args` and `env` go to train.py."""
+
+    config: Path
+    num_gpus: Annotated[int, Meta(ge=1, le=64)] | None = None
+    args: tuple[Text, ...] = ()
+    env: dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text] = {}
+
+
+class Resume(Request, frozen=True, tag="resume"):
+    """A new run that goes on from `run`'s newest complete checkpoint (default: the last run)."""
+
+    run: RunName | None = None
+    config: Path | None = None
+    args: tuple[Text, ...] = ()
+    env: dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text] = {}
+
+
+class Stop(Request, frozen=True, tag="stop"):
+    """Enters the escalation ladder at `how`. Answered at once; `wait` tells the end.
+
+    `timeout` replaces the first rung's deadline (seconds).
+    """
+
+    how: How = "term"
+    timeout: Seconds | None = None
+
+
+class Save(Request, frozen=True, tag="save"):
+    """Asks the trainer for a checkpoint and waits up to `wait` seconds for it to be on disk."""
+
+    wait: Wait = 30.0
+    after: str | None = None
+
+
+class WaitRun(Request, frozen=True, tag="wait"):
+    """Answers when `run` (default: the active or last one) has ended, or after `wait` seconds."""
+
+    run: RunName | None = None
+    wait: Wait = 20.0
+
+
+class ListRuns(Request, frozen=True, tag="runs"):
+    """The newest `limit` runs, newest first."""
+
+    limit: Annotated[int, Meta(ge=1, le=10000)] = 100
+
+
+class ShowRun(Request, frozen=True, tag="show"):
+    """Everything known of one run."""
+
+    run: RunName
+
+
+class ReadLog(Request, frozen=True, tag="log"):
+    """Lines of a run's log after the cursor.
+
+    `after` is a byte offset in `output.log`; without it, the last `limit` lines. Answered as soon as
+    the log is longer than `seen` bytes (default: `after`), or after `wait` seconds.
+    """
+
+    run: RunName | None = None
+    after: Offset | None = None
+    limit: Annotated[int, Meta(ge=1, le=100_000)] = 500
+    seen: Offset | None = None
+    wait: Wait = 0.0
+
+
+class ReadRaw(Request, frozen=True, tag="raw"):
+    """The log's bytes from the cursor on, as they were printed. `tail` lines instead of a cursor at first."""
+
+    run: RunName | None = None
+    after: Offset | None = None
+    tail: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    wait: Wait = 0.0
+
+
+class Reload(Request, frozen=True, tag="reload"):
+    """Re-executes the daemon in place (same pid). The run goes on."""
+
+
+class Reply(Struct, frozen=True, tag_field="type"):
+    """Base of all replies."""
+
+
+class Error(Reply, frozen=True, tag="error"):
+    """A refusal or failure, as a value. Codes: see `dpiped.errors`, and `bad_request`, `busy`."""
+
+    code: str
+    message: str
+    field: str | None = None
+    hint: str | None = None
+
+
+class Welcome(Reply, frozen=True, tag="welcome"):
+    """The answer to `Hello`."""
+
+    version: str
+    protocol: int
+    pid: int
+
+
+class ActiveRun(Struct, frozen=True):
+    """Progress of the run that is going on. Times are seconds; `started_at` is Unix time."""
+
+    id: str
+    pid: int | None = None
+    phase: str = "launching"
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    loss: float | None = None
+    samples_per_second: float | None = None
+    eta_seconds: float | None = None
+    started_at: float | None = None
+    elapsed_seconds: float | None = None
+    detail: str | None = None
+    warning: str | None = None
+    checkpoint: str | None = None
+    train_dir: str | None = None
+    stopping: str | None = None
+
+
+class LastRun(Struct, frozen=True):
+    """How the most recent run ended. `exit_code` and `signal` are null when nobody saw the exit."""
+
+    id: str
+    outcome: OutcomeName
+    reason: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    ended_at: float | None = None
+
+
+class TensorBoard(Struct, frozen=True):
+    """`state`: disabled, starting, ready, port_taken, restarting, not_installed."""
+
+    state: str
+    url: str | None = None
+    detail: str | None = None
+
+
+class Status(Reply, frozen=True, tag="status"):
+    """The whole picture. `revision` changes whenever anything in it does."""
+
+    state: State
+    run: ActiveRun | None
+    last_run: LastRun | None
+    tensorboard: TensorBoard
+    version: str
+    revision: int = 0
+    pid: int = 0
+    notices: tuple[str, ...] = ()
+
+
+class Started(Reply, frozen=True, tag="started"):
+    """`pid` is the launcher's, `config` the snapshot that it was launched with."""
+
+    run: str
+    pid: int
+    config: str
+    resumed_from: str | None = None
+
+
+class Stopping(Reply, frozen=True, tag="stopping"):
+    """The ladder is entered. `detail` says what happens first."""
+
+    run: str
+    how: How
+    detail: str
+
+
+class Saved(Reply, frozen=True, tag="saved"):
+    """`checkpoint` is the folder's name, or null while the trainer has not written it yet."""
+
+    run: str
+    checkpoint: str | None
+    token: str
+
+
+class RunSummary(Struct, frozen=True):
+    """One line of the history. `state` is running or an outcome; times are Unix times."""
+
+    id: str
+    state: str
+    created: float
+    config: str
+    started_at: float | None = None
+    ended_at: float | None = None
+    reason: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    step: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    resumed_from: str | None = None
+
+
+class Runs(Reply, frozen=True, tag="runs"):
+    """Newest first. A run whose records can't be read is listed with state `damaged`."""
+
+    runs: tuple[RunSummary, ...]
+
+
+class RunReply(Reply, frozen=True, tag="run"):
+    """One run. `ended` is false while it goes on."""
+
+    summary: RunSummary
+    ended: bool
+    argv: tuple[str, ...] = ()
+    cwd: str = ""
+    run_dir: str = ""
+    output_dir: str | None = None
+    train_dir: str | None = None
+    checkpoint: str | None = None
+    peak_memory_bytes: int | None = None
+    env: dict[str, str] = {}
+
+
+class LogLines(Reply, frozen=True, tag="lines"):
+    """`lines` without line ends, as a terminal would show them; `current` is the unfinished last line.
+
+    `next` is the cursor after the last line given, `end` the log's length seen so far, `eof` true when
+    the run is over and nothing follows.
+    """
+
+    run: str
+    lines: tuple[str, ...]
+    current: str
+    next: int
+    end: int
+    eof: bool
+
+
+class RawLog(Reply, frozen=True, tag="bytes"):
+    """`data` are the bytes before the cursor `next`."""
+
+    run: str
+    data: bytes
+    next: int
+    eof: bool
+
+
+class Reloading(Reply, frozen=True, tag="reloading"):
+    """The daemon goes away for a moment and comes back under the same pid."""
+
+    pid: int
+
+
+AnyRequest: TypeAlias = (
+    Hello
+    | GetStatus
+    | Watch
+    | Start
+    | Resume
+    | Stop
+    | Save
+    | WaitRun
+    | ListRuns
+    | ShowRun
+    | ReadLog
+    | ReadRaw
+    | Reload
+)
+AnyReply: TypeAlias = (
+    Error | Welcome | Status | Started | Stopping | Saved | Runs | RunReply | LogLines | RawLog | Reloading
+)
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def request_decoder() -> "msgspec.msgpack.Decoder[AnyRequest]":
+    """The daemon's side. `decode` raises msgspec.DecodeError or ValidationError, which names the field."""
+    return msgspec.msgpack.Decoder(AnyRequest)
+
+
+def reply_decoder() -> "msgspec.msgpack.Decoder[AnyReply]":
+    """The client's side."""
+    return msgspec.msgpack.Decoder(AnyReply)

@@ -1,0 +1,142 @@
+"""How a run ended, and why, in words a person can act on. Pure.
+
+Why: deepspeed's exit code alone tells too little: it is 0 when its launcher was killed, 0 after
+`save_quit`, 247 for a rank that the kernel killed and never comes when a caching process died. The
+conclusion is drawn from three things together: the exit record, the stop that was asked for, and what
+the training printed.
+
+Known gap: the texts of exceptions are passed on as they are; only the most common get a hint.
+"""
+
+import re
+import signal
+
+from dpiped.progress import Snapshot
+from dpiped.rundir import Concluded, Exit, OutcomeName, StopAsked
+
+_EXCEPTION = re.compile(
+    r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout|Full|Empty)?(?::|$)"
+)
+_RANK_PREFIX = re.compile(r"^\[rank(\d+)\]: ?")
+_ARGPARSE = re.compile(rb"([\w./-]+: error: [^\r\n]+)")
+_PORT = re.compile(r"port: (\d+)")
+_DROPPED_OUT = (
+    (b"WARNING: You have set a lot of resolutions", "more than 3 resolutions: train.py quits at once"),
+)
+SIGKILL_EXITS = (247, 137)
+"""-9 of a rank as deepspeed (256 - 9) and as a shell (128 + 9) pass it on."""
+
+
+def conclude(exit_: Exit | None, stop: StopAsked | None, said: Snapshot, completes: bool = True) -> Concluded:
+    """Outcome and reason. `completes` is False for what prints no completion line (`--cache_only`)."""
+    outcome, reason = _judge(exit_, stop, said, completes)
+    return Concluded(
+        outcome=outcome,
+        reason=reason,
+        at=exit_.at if exit_ else None,
+        step=said.step,
+        epoch=said.epoch,
+        loss=said.loss,
+        checkpoint=said.checkpoint,
+    )
+
+
+def _judge(
+    exit_: Exit | None, stop: StopAsked | None, said: Snapshot, completes: bool
+) -> tuple[OutcomeName, str | None]:
+    if exit_ is not None and exit_.error is not None:
+        return "failed", exit_.error
+    if said.child_died:
+        return "failed", f"caching died: {exception_line(said.evidence)}; the run hung and had to be ended"
+    if exit_ is not None and exit_.code == 0 and (said.completed or not completes):
+        return "completed", None
+    if said.quit_manually and (exit_ is None or exit_.code == 0):
+        return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was announced'}"
+    if stop is not None:
+        return "stopped", _stopped(stop, said)
+    if exit_ is None:
+        return "unknown", "no exit record: the runner or the machine went down"
+    if exit_.code is None and exit_.signal is None:
+        return "unknown", "the runner was killed, so nobody saw the exit code"
+    return _failed(exit_, said)
+
+
+def _stopped(stop: StopAsked, said: Snapshot) -> str:
+    if said.checkpoint is None:
+        return f"stopped by {stop.by}; no checkpoint was written"
+    return f"stopped by {stop.by}; last checkpoint: {said.checkpoint}"
+
+
+def _failed(exit_: Exit, said: Snapshot) -> tuple[OutcomeName, str]:
+    if exit_.signal == signal.SIGTERM or said.tail.rstrip().endswith(b"received SIGTERM, exiting"):
+        return "stopped", "ended by a SIGTERM that did not come from dpiped"
+    if exit_.signal == signal.SIGINT:
+        return "stopped", "interrupted by a SIGINT that did not come from dpiped"
+    return "failed", _why_failed(exit_, said)
+
+
+def _why_failed(exit_: Exit, said: Snapshot) -> str:
+    if said.rank_exit_code is not None and said.rank_exit_code < 0:
+        return _killed(-said.rank_exit_code)
+    if said.evidence and (line := exception_line(said.evidence)):
+        return _explain(line)
+    if exit_.signal is not None:
+        return f"the launcher was killed by {_signal_name(exit_.signal)}"
+    if exit_.code in SIGKILL_EXITS:
+        return _killed(signal.SIGKILL)
+    for needle, reason in _DROPPED_OUT:
+        if needle in said.tail:
+            return reason
+    if exit_.code == 0:
+        return "exit code 0, but the training did not complete: " + (
+            "the launcher was killed and its ranks were left behind" if exit_.leftovers else "it ended early"
+        )
+    if argparse := _ARGPARSE.search(said.tail):
+        return argparse[1].decode(errors="replace")
+    return f"exit code {exit_.code}; the last line was: {last_line(said.tail) or '(nothing printed)'}"
+
+
+def _killed(number: int) -> str:
+    why = ", often by the kernel for lack of memory" if number == signal.SIGKILL else ""
+    return f"a training process was killed ({_signal_name(number)}, -{number}){why}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _explain(line: str) -> str:
+    if "EADDRINUSE" in line or "address already in use" in line:
+        port = _PORT.search(line)
+        return f"the master port{' ' + port[1] if port else ''} is taken by another process: {line}"
+    if "out of memory" in line.lower():
+        return f"out of GPU memory: {line}"
+    return line
+
+
+def exception_line(evidence: bytes) -> str:
+    """The line that names the exception of the first traceback; "" if none is whole."""
+    lines = evidence.decode(errors="replace").replace("\r", "\n").split("\n")
+    head = next((i for i, line in enumerate(lines) if "Traceback (most recent call last):" in line), None)
+    if head is None:
+        return ""
+    prefix = _RANK_PREFIX.match(lines[head])
+    found = ""
+    for line in lines[head + 1 :]:
+        if prefix and not line.startswith(prefix[0].rstrip()):
+            continue
+        text = _RANK_PREFIX.sub("", line)
+        if text.startswith("["):
+            break
+        if text and not text[0].isspace() and _EXCEPTION.match(text):
+            found = text.strip()
+    return found[:1000]
+
+
+def last_line(tail: bytes) -> str:
+    """The last line that is not empty, cut to 300 characters."""
+    lines = [line.strip() for line in tail.decode(errors="replace").replace("\r", "\n").split("\n")]
+    return next((line for line in reversed(lines) if line), "")[:300]

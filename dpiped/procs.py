@@ -1,0 +1,170 @@
+"""Processes: who is who, who belongs to a run, and signals that can't hit a stranger.
+
+Why: a pid alone names nobody. It is reused, and a daemon that signals a remembered pid after a
+restart can kill somebody else's work. Here a process is pid + start time + boot id, every signal goes
+through a pidfd that was checked against that identity, and a run's processes are found by what they
+can't shed together: the marker in their environment, their session, their ancestry.
+
+Sources: proc(5) for the fields of /proc/PID/stat, pidfd_open(2), prctl(2).
+
+Known gap: a process that clears its environment, leaves its session *and* outlives a runner that was
+SIGKILLed is found by nobody.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from msgspec import Struct
+
+from dpiped.rundir import Identity
+from dpiped.settings import RUN_MARKER
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Process(Struct, frozen=True):
+    """One line of /proc: enough to tell family and session. `zombie` has ended and waits for its parent."""
+
+    pid: int
+    parent: int
+    session: int
+    start: int
+    zombie: bool
+
+
+@cache
+def boot_id() -> str:
+    """This boot's id; start times of other boots mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def look(pid: int) -> Process | None:
+    """The process that has this pid now, or None."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the name in parentheses and may hold anything, parentheses and spaces too.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        start=int(fields[19]),
+        zombie=fields[0] in (b"Z", b"X"),
+    )
+
+
+def identify(pid: int) -> Identity | None:
+    """The identity to remember, or None if there is no such process."""
+    found = look(pid)
+    return Identity(pid, found.start, boot_id()) if found else None
+
+
+def is_alive(who: Identity) -> bool:
+    """True while exactly that process lives; a zombie has ended."""
+    found = look(who.pid) if who.boot == boot_id() else None
+    return found is not None and found.start == who.start and not found.zombie
+
+
+def open_pidfd(who: Identity) -> int | None:
+    """A pidfd of exactly that process, or None if it is gone. The caller closes it."""
+    try:
+        fd = os.pidfd_open(who.pid)
+    except ProcessLookupError:
+        return None
+    # The pidfd pins whoever has the pid now; only then is the look at its start time conclusive.
+    if is_alive(who):
+        return fd
+    os.close(fd)
+    return None
+
+
+def send(who: Identity, number: int) -> bool:
+    """Signals that process, never another one that has its pid. False if it is gone."""
+    fd = open_pidfd(who)
+    if fd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def all_processes() -> dict[int, Process]:
+    """Everything that lives now, zombies left out."""
+    with os.scandir("/proc") as entries:
+        found = [look(int(entry.name)) for entry in entries if entry.name.isdigit()]
+    return {process.pid: process for process in found if process and not process.zombie}
+
+
+def members(run: str, runner: Identity | None, child: Identity | None) -> list[Identity]:
+    """All living processes of a run but the runner: marked, in the child's session, or descendants."""
+    living = all_processes()
+    roots = {who.pid for who in (runner, child) if who and _same(living, who)}
+    spared = {os.getpid(), runner.pid if runner and _same(living, runner) else 0}
+    found = {
+        pid
+        for pid, process in living.items()
+        if pid not in spared
+        and (pid in roots or process.session in roots or _descends(pid, roots, living) or _marked(pid, run))
+    }
+    return [Identity(pid, living[pid].start, boot_id()) for pid in sorted(found)]
+
+
+def marked(run: str) -> bool:
+    """Is any process with the run's marker alive, the runner included?"""
+    return any(_marked(pid, run) for pid in all_processes() if pid != os.getpid())
+
+
+def send_all(targets: Iterable[Identity], number: int) -> int:
+    """Signals each; the number that were reached."""
+    return sum(send(who, number) for who in targets)
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants become this process's children, however often they fork."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """The kernel signals this process when the thread that spawned it ends."""
+    _prctl(PR_SET_PDEATHSIG, number)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def _same(living: dict[int, Process], who: Identity) -> bool:
+    found = living.get(who.pid)
+    return found is not None and found.start == who.start and who.boot == boot_id()
+
+
+def _descends(pid: int, roots: set[int], living: dict[int, Process]) -> bool:
+    seen: set[int] = set()
+    while pid in living and pid not in seen:
+        seen.add(pid)
+        pid = living[pid].parent
+        if pid in roots:
+            return True
+    return False
+
+
+def _marked(pid: int, run: str) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except (OSError, ProcessLookupError):
+        # Gone since the listing, or another user's: then it is not ours either.
+        return False
+    return f"{RUN_MARKER}={run}".encode() in environment.split(b"\0")

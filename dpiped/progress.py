@@ -1,0 +1,253 @@
+"""What a training says about itself: bytes of its output in, phase, step, loss and evidence out.
+
+Why: diffusion-pipe reports only by printing. A daemon that reads those lines one by one in Python
+falls behind a chatty trainer; one that looks at exit codes alone calls a killed run "finished". This
+parser is pure (no I/O, no clock), takes chunks of any size cut anywhere, and works with the bytes
+methods, which search in C: the cost is per chunk and per mark, not per line.
+
+Both streams go to one file, so a mark may stand behind an unfinished progress bar; marks are searched
+unanchored, and `\\r` ends a piece of text just as `\\n` does.
+
+Known gap: total steps are never printed. They are known once `max_steps` is set or the first epoch
+has ended; before that `steps_per_epoch` is None.
+"""
+
+import re
+from bisect import bisect_left
+from collections import deque
+from typing import TypeAlias
+
+from msgspec import Struct
+
+CARRY_LIMIT = 64 << 10
+"""An unfinished line longer than this keeps only its end."""
+EVIDENCE_LIMIT = 64 << 10
+"""So much text after a traceback's head is kept to find the exception in."""
+TAIL_LIMIT = 8 << 10
+STEPS_THAT_CLEAR_A_TRACEBACK = 3
+"""A training that goes on for so many steps has survived the traceback it printed."""
+RECENT_STEPS = 50
+
+PHASE_MARKS: tuple[tuple[bytes, str], ...] = (
+    (b"init_distributed]", "loading"),
+    (b"Loading pipeline components", "loading"),
+    (b"using video_clip_mode=", "caching"),
+    (b"rouped metadata", "caching"),
+    (b"caching latents: ", "caching"),
+    (b"caching text embeddings: ", "caching"),
+    (b"trainable params: ", "building"),
+    (b"Partitioning pipeline stages", "building"),
+    (b"Global batch size = ", "training"),
+    (b"Running eval", "evaluating"),
+    (b"is about to be saved!", "checkpointing"),
+    (b"Saving model to directory ", "saving"),
+    (b"Started new epoch: ", "training"),
+    (b"TRAINING COMPLETE!", "finishing"),
+    (b"Manually quitting", "finishing"),
+)
+_STEP = re.compile(rb"steps: (\d+) loss: (\S+) iter time \(s\): (\S+) samples/sec: (\S+)")
+_EPOCH = re.compile(rb"Started new epoch: (\d+)")
+_RESUMED = re.compile(rb"Resuming at epoch: (\d+), step: (\d+)")
+_CHECKPOINT = re.compile(rb"Checkpoint (global_step\d+) is about to be saved!")
+_CHECKPOINT_PATH = re.compile(rb"Saving model checkpoint: (/[^\r\n]+)/global_step\d+/")
+_BAR = re.compile(rb"(\d{1,3})%\|[^|\r\n]*\| *(\S+/\S+)")
+_BATCH = re.compile(rb"Global batch size = (\d+)")
+_TRACEBACK = b"Traceback (most recent call last):"
+_CHILD_DIED = re.compile(rb"Process \S*Process-\d+:")
+_RETURN_CODE = re.compile(rb"exits with return code = (-?\d+)")
+
+_Mark: TypeAlias = tuple[int, bytes, str]
+
+
+class Snapshot(Struct, frozen=True):
+    """What is known now. Times in seconds, rates in samples per second; None where nothing was printed."""
+
+    phase: str
+    detail: str | None
+    step: int | None
+    first_step: int | None
+    epoch: int | None
+    loss: float | None
+    samples_per_second: float | None
+    seconds_per_step: float | None
+    steps_per_epoch: int | None
+    global_batch: int | None
+    checkpoint: str | None
+    train_dir: str | None
+    completed: bool
+    quit_manually: bool
+    rank_exit_code: int | None
+    evidence: bytes
+    tail: bytes
+
+    @property
+    def child_died(self) -> bool:
+        """A caching process ended in a traceback: train.py then waits for it for ever."""
+        return bool(_CHILD_DIED.search(self.evidence))
+
+
+class Progress:
+    """Feed it the log from its first byte on; `snapshot` at any time."""
+
+    def __init__(self) -> None:
+        self._carry = b""
+        self._tail = b""
+        self._phase = "launching"
+        self._detail: bytes | None = None
+        self._step: int | None = None
+        self._first_step: int | None = None
+        self._epoch: int | None = None
+        self._loss: float | None = None
+        self._rate: float | None = None
+        self._times: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._steps_per_epoch: int | None = None
+        self._batch: int | None = None
+        self._checkpoint: bytes | None = None
+        self._train_dir: bytes | None = None
+        self._completed = False
+        self._quit = False
+        self._rank_exit: int | None = None
+        self._evidence = b""
+        self._steps_since_traceback = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next bytes of the log."""
+        text = self._carry + chunk
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        self._carry = text[end:][-CARRY_LIMIT:]
+        if end:
+            self._read(text[:end])
+
+    def finish(self) -> None:
+        """Takes the unfinished last line for finished: nothing more will come."""
+        text, self._carry = self._carry, b""
+        if text:
+            self._read(text + b"\n")
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            phase=self._phase,
+            detail=self._present_detail(),
+            step=self._step,
+            first_step=self._first_step,
+            epoch=self._epoch,
+            loss=self._loss,
+            samples_per_second=self._rate,
+            seconds_per_step=sum(self._times) / len(self._times) if self._times else None,
+            steps_per_epoch=self._steps_per_epoch,
+            global_batch=self._batch,
+            checkpoint=_text(self._checkpoint),
+            train_dir=_text(self._train_dir),
+            completed=self._completed,
+            quit_manually=self._quit,
+            rank_exit_code=self._rank_exit,
+            evidence=self._evidence,
+            tail=self._tail + self._carry,
+        )
+
+    def _present_detail(self) -> str | None:
+        bar = _BAR.search(self._carry)
+        said = _text(self._detail) if self._phase in ("loading", "caching", "building") else None
+        if bar is None:
+            return said
+        shown = f"{bar[1].decode()}% ({bar[2].decode(errors='replace')})"
+        return f"{said} {shown}" if said else shown
+
+    def _read(self, text: bytes) -> None:
+        """`text` ends with a line end."""
+        self._tail = (self._tail + text[-TAIL_LIMIT:])[-TAIL_LIMIT:]
+        steps = list(_STEP.finditer(text))
+        self._read_epochs(text, steps)
+        for match in steps[-RECENT_STEPS:]:
+            self._read_step(match)
+        if steps and self._first_step is None:
+            self._first_step = int(steps[0][1])
+        self._read_phase(text, steps[-1].start() if steps else -1)
+        self._read_evidence(text, steps)
+
+    def _read_step(self, match: re.Match[bytes]) -> None:
+        self._step = int(match[1])
+        self._loss = _number(match[2])
+        self._rate = _number(match[4])
+        seconds = _number(match[3])
+        if seconds is not None:
+            self._times.append(seconds)
+
+    def _read_epochs(self, text: bytes, steps: list[re.Match[bytes]]) -> None:
+        """The step before an epoch's first line tells how many steps an epoch has."""
+        resumed = _last(_RESUMED, b"Resuming at epoch: ", text)
+        if resumed:
+            self._epoch = int(resumed[1])
+            self._step = max(int(resumed[2]) - 1, 0)
+        if b"Started new epoch: " not in text:
+            return
+        starts = [match.start() for match in steps]
+        for match in _EPOCH.finditer(text):
+            before = bisect_left(starts, match.start())
+            step = int(steps[before - 1][1]) if before else self._step
+            self._epoch = int(match[1])
+            if step and self._epoch > 1:
+                self._steps_per_epoch = round(step / (self._epoch - 1))
+
+    def _read_phase(self, text: bytes, last_step: int) -> None:
+        marks = [(text.rfind(needle), needle, phase) for needle, phase in PHASE_MARKS]
+        found: _Mark = max(marks)
+        if last_step > found[0]:
+            found = (last_step, b"steps: ", "training")
+        seen = {needle: at for at, needle, _ in marks if at >= 0}
+        if found[0] < 0:
+            return
+        self._phase = found[2]
+        self._detail = _line_at(text, found[0])[:200]
+        if b"Global batch size = " in seen and (batch := _BATCH.search(text, seen[b"Global batch size = "])):
+            self._batch = int(batch[1])
+            self._epoch = self._epoch or 1
+        if b"is about to be saved!" in seen:
+            checkpoint = _last(_CHECKPOINT, b"Checkpoint global_step", text)
+            self._checkpoint = checkpoint[1] if checkpoint else self._checkpoint
+            path = _last(_CHECKPOINT_PATH, b"Saving model checkpoint: ", text)
+            self._train_dir = path[1] if path else self._train_dir
+        self._completed = self._completed or b"TRAINING COMPLETE!" in seen
+        self._quit = self._quit or b"Manually quitting" in seen
+
+    def _read_evidence(self, text: bytes, steps: list[re.Match[bytes]]) -> None:
+        if self._evidence:
+            self._steps_since_traceback += len(steps)
+            if self._steps_since_traceback >= STEPS_THAT_CLEAR_A_TRACEBACK:
+                self._evidence = b""
+            else:
+                self._evidence = (self._evidence + text)[:EVIDENCE_LIMIT]
+        if not self._evidence:
+            begin = 0
+            if len(steps) >= STEPS_THAT_CLEAR_A_TRACEBACK:
+                begin = steps[-STEPS_THAT_CLEAR_A_TRACEBACK].start()
+            at = text.find(_TRACEBACK, begin)
+            if at >= 0:
+                head = text.rfind(b"\n", 0, max(text.rfind(b"\n", 0, at), 0)) + 1
+                self._evidence = text[head : head + EVIDENCE_LIMIT]
+                self._steps_since_traceback = sum(match.start() > at for match in steps)
+        code = _last(_RETURN_CODE, b"exits with return code = ", text)
+        self._rank_exit = int(code[1]) if code else self._rank_exit
+
+
+def _last(pattern: re.Pattern[bytes], needle: bytes, text: bytes) -> re.Match[bytes] | None:
+    """The last match; `needle` is the literal that begins it, found in C."""
+    at = text.rfind(needle)
+    return pattern.search(text, at) if at >= 0 else None
+
+
+def _line_at(text: bytes, at: int) -> bytes:
+    begin = max(text.rfind(b"\n", 0, at), text.rfind(b"\r", 0, at)) + 1
+    ends = [end for end in (text.find(b"\n", at), text.find(b"\r", at)) if end >= 0]
+    return text[begin : min(ends, default=len(text))]
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode(errors="replace").strip()
+
+
+def _number(data: bytes) -> float | None:
+    try:
+        return float(data)
+    except ValueError:
+        return None

@@ -1,0 +1,174 @@
+"""The run directory: what is written about a run, by whom, and how it is read back.
+
+Why: the daemon may be killed at any moment, and whatever it knew is gone then. So all that matters
+stands in small files, each with one writer, each replaced in one step (write aside, fsync, rename): a
+reader sees the whole file or none. The log is the training's own output file.
+
+    spec.json             daemon   what is launched and why
+    training_config.toml  daemon   exactly what train.py is given (with our mark in a comment)
+    dataset_config.toml   daemon   the data set description it points to
+    started.json          runner   the runner's and the child's identity
+    output.log            the training itself
+    train_dir.json        daemon   the directory that train.py made, once recognised
+    stop.json             daemon   how a stop was asked for; rewritten when a stronger one is asked for
+    exit.json             runner   how it ended; the last thing written
+    outcome.json          daemon   the outcome concluded from all of these, so that a list needs no log
+
+Known gap: nothing is pruned; a year of runs stays on disk.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from dpiped.errors import RunDamaged
+
+How: TypeAlias = Literal["save", "term", "kill"]
+OutcomeName: TypeAlias = Literal["completed", "stopped", "failed", "unknown"]
+
+LOG = "output.log"
+TRAINING_TOML = "training_config.toml"
+DATASET_TOML = "dataset_config.toml"
+RUNNER_LOG = "runner.log"
+
+
+class Identity(Struct, frozen=True):
+    """A process that can't be mistaken for a later one with the same pid.
+
+    `start` is field 22 of /proc/PID/stat (clock ticks since boot), `boot` the kernel's boot id.
+    """
+
+    pid: int
+    start: int
+    boot: str
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """What the run is. `env` is what was added to the daemon's allow-list, secrets blanked out."""
+
+    run: str
+    created: float
+    argv: tuple[str, ...]
+    cwd: str
+    env: dict[str, str]
+    source: str
+    digest: str
+    output_dir: str
+    epochs: int | None = None
+    max_steps: int | None = None
+    completes: bool = True
+    service: bool = False
+    resumed_from: str | None = None
+    train_dir: str | None = None
+    master_port: int = 0
+
+
+class Launched(Struct, frozen=True):
+    """Written by the runner once the child runs."""
+
+    runner: Identity
+    child: Identity
+    at: float
+
+
+class TrainDir(Struct, frozen=True):
+    """The directory that train.py made below `output_dir`."""
+
+    path: str
+
+
+class StopAsked(Struct, frozen=True):
+    """`deadline` is CLOCK_MONOTONIC of boot `boot`; `at` is Unix time, for people."""
+
+    how: How
+    by: str
+    at: float
+    deadline: float
+    boot: str
+
+
+class Exit(Struct, frozen=True):
+    """`code` or `signal` of the launcher; `error` if it never was; `leftovers` had to be ended after it."""
+
+    code: int | None
+    signal: int | None
+    at: float
+    error: str | None = None
+    peak_memory_bytes: int | None = None
+    leftovers: int = 0
+
+
+class Concluded(Struct, frozen=True):
+    """The daemon's conclusion, with the last figures that the log gave."""
+
+    outcome: OutcomeName
+    reason: str | None
+    at: float | None
+    step: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    checkpoint: str | None = None
+
+
+_FILES: dict[type[Struct], str] = {
+    Spec: "spec.json",
+    Launched: "started.json",
+    TrainDir: "train_dir.json",
+    StopAsked: "stop.json",
+    Exit: "exit.json",
+    Concluded: "outcome.json",
+}
+_Record = TypeVar("_Record", bound=Struct)
+
+
+def read(run_dir: Path, kind: type[_Record]) -> _Record | None:
+    """The record of that kind, or None if it was not written. Raises RunDamaged if it can't be read."""
+    path = run_dir / _FILES[kind]
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RunDamaged(f"{path} can't be read: {error}", field=path.name) from error
+
+
+def write(run_dir: Path, record: Struct) -> None:
+    """Writes a record in one step. Raises OSError (disk full, read-only) and then leaves the old one."""
+    write_file(run_dir / _FILES[type(record)], msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Atomic and durable: temporary file beside it, fsync, rename, fsync of the directory. Mode 0600."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes a rename in `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def names(runs: Path) -> list[str]:
+    """All run ids, newest first (they begin with their UTC time)."""
+    try:
+        found = [entry.name for entry in os.scandir(runs) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    return sorted((name for name in found if not name.startswith(".")), reverse=True)

@@ -1,0 +1,162 @@
+"""The runner: parent and reaper of one training, and nothing else.
+
+Why: the training must outlive the daemon. So its parent is this small process in a session of its own,
+which holds no socket, no pipe and no state but the run directory: it starts the launcher with the log
+file as stdout and stderr, waits, ends what is left of the process tree, and writes the exit record
+last. Whoever finds that record knows that nothing of the run lives any more.
+
+`deepspeed` passes on an exit code of 0 when its own launcher was SIGKILLed and leaves the ranks
+running. As child subreaper the runner inherits them and ends them.
+
+Known gap: a runner that is SIGKILLed itself leaves the training without a reaper; the daemon spawns
+another one with `--adopt`, which can end the tree but never learns the exit code.
+"""
+
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from dpiped import procs, rundir
+from dpiped.rundir import Exit, Identity, Launched, Spec, StopAsked
+
+GRACE_BY_ITSELF = 3.0
+"""Seconds in which what outlives the launcher may end by itself (a rank's loader takes some)."""
+GRACE_AFTER_TERM = 10.0
+LOOK_EVERY = 0.1
+
+
+def main(run_dir: Path, adopt: bool = False) -> int:
+    """Runs what `spec.json` says, to its end. Returns the runner's own exit code."""
+    claim = _claim(run_dir)
+    if claim is None:
+        print(f"another runner has {run_dir}", file=sys.stderr)
+        return 1
+    procs.become_subreaper()
+    spec = rundir.read(run_dir, Spec)
+    if spec is None:
+        print(f"{run_dir} has no spec.json", file=sys.stderr)
+        return 1
+    if adopt:
+        _Run(run_dir, spec).follow()
+    elif rundir.read(run_dir, StopAsked) is not None:
+        rundir.write(run_dir, Exit(None, None, time.time(), error="stopped before it was launched"))
+    else:
+        _Run(run_dir, spec).launch_and_wait()
+    return 0
+
+
+def _claim(run_dir: Path) -> int | None:
+    """A lock held until this process ends: one runner per run directory."""
+    handle = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+class _Run:
+    def __init__(self, run_dir: Path, spec: Spec) -> None:
+        self.run_dir = run_dir
+        self.spec = spec
+        self.me = procs.identify(os.getpid())
+        self.child: Identity | None = None
+        # A handler, not SIG_IGN: the training would inherit that one.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._pass_on)
+
+    def launch_and_wait(self) -> None:
+        log = os.open(self.run_dir / rundir.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            child = subprocess.Popen(
+                self.spec.argv,
+                cwd=self.spec.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        except OSError as error:
+            rundir.write(self.run_dir, Exit(None, None, time.time(), error=f"can't be launched: {error}"))
+            return
+        self._record_launch(child.pid)
+        status = _wait_for(child.pid)
+        leftovers = self._end_leftovers()
+        os.fsync(log)
+        code = os.waitstatus_to_exitcode(status)
+        self._record_exit(code if code >= 0 else None, -code if code < 0 else None, leftovers)
+
+    def follow(self) -> None:
+        """Takes over a training whose runner was killed: waits for it by identity, then tidies up."""
+        launched = rundir.read(self.run_dir, Launched)
+        self.child = launched.child if launched else None
+        while self.child and procs.is_alive(self.child):
+            time.sleep(LOOK_EVERY)
+        self._record_exit(None, None, self._end_leftovers())
+
+    def _record_launch(self, pid: int) -> None:
+        # Until it is waited for, the child's pid can't be reused, so this look is at the child.
+        self.child = procs.identify(pid)
+        assert self.me is not None and self.child is not None
+        rundir.write(self.run_dir, Launched(self.me, self.child, time.time()))
+
+    def _record_exit(self, code: int | None, number: int | None, leftovers: int) -> None:
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        rundir.write(
+            self.run_dir,
+            Exit(code, number, time.time(), peak_memory_bytes=peak or None, leftovers=leftovers),
+        )
+
+    def _end_leftovers(self) -> int:
+        """Waits, then SIGTERM, then SIGKILL until nobody is left. The number that had to be ended."""
+        begun = time.monotonic()
+        term_at = begun + GRACE_BY_ITSELF
+        kill_at = term_at + GRACE_AFTER_TERM
+        ended: set[Identity] = set()
+        termed: set[Identity] = set()
+        _reap()
+        while left := self._members():
+            now = time.monotonic()
+            if now >= kill_at:
+                procs.send_all(left, signal.SIGKILL)
+                ended.update(left)
+            elif now >= term_at:
+                procs.send_all([who for who in left if who not in termed], signal.SIGTERM)
+                termed.update(left)
+                ended.update(left)
+            time.sleep(LOOK_EVERY)
+            _reap()
+        return len(ended)
+
+    def _members(self) -> list[Identity]:
+        return procs.members(self.spec.run, self.me, self.child)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        """Somebody signalled the runner: the training is what they want to end."""
+        if number != signal.SIGHUP:
+            procs.send_all(self._members(), number)
+
+
+def _wait_for(pid: int) -> int:
+    """Reaps whatever ends until `pid` does; its wait status."""
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            return status
+
+
+def _reap() -> None:
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return

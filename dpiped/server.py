@@ -1,0 +1,128 @@
+"""The socket: a ZeroMQ ROUTER on a Unix path, one task per request, errors as replies.
+
+Why: a malformed, oversized or hostile message must cost its sender an error and nobody else anything.
+So decoding happens in one place, into types, before any of our code runs; a request that waits does
+not block the next; and the number of waiting requests is bounded.
+
+The socket file is 0600 in a directory that only its owner may write to: whoever can connect may start
+processes as this user.
+
+A message is two frames after the sender's identity: a request number of at most 16 bytes, given back
+with the reply, and the MessagePack body.
+
+Known gap: a peer that never reads its replies loses them once ZeroMQ's queue for it is full.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from dpiped import messages
+from dpiped.errors import SettingsError
+from dpiped.messages import AnyReply, AnyRequest
+
+PENDING_LIMIT = 4096
+REQUEST_NUMBER_LIMIT = 16
+
+log = logging.getLogger("dpiped.server")
+
+
+class Server:
+    """Serves `answer` on `path`. `bind`, then `serve` until cancelled, then `close`."""
+
+    def __init__(self, path: str, answer: Callable[[AnyRequest], Awaitable[AnyReply]]) -> None:
+        self._path = Path(path)
+        self._answer = answer
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._decoder = messages.request_decoder()
+        self._pending: set[asyncio.Task[None]] = set()
+
+    def bind(self) -> None:
+        """Raises SettingsError if the directory is not safe, zmq.ZMQError if it can't be bound."""
+        prepare_directory(self._path.parent)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.REQUEST_BYTES)
+        # The file must never exist with a wider mode, not even between bind and chmod.
+        before = os.umask(0o177)
+        try:
+            self._socket.bind(f"ipc://{self._path}")
+        finally:
+            os.umask(before)
+
+    async def serve(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart()
+            if len(self._pending) >= PENDING_LIMIT:
+                await self._reply(frames, messages.Error("busy", "too many requests are waiting; try again"))
+                continue
+            task = asyncio.create_task(self._handle(frames))
+            self._pending.add(task)
+            task.add_done_callback(self._pending.discard)
+
+    async def close(self) -> None:
+        for task in self._pending:
+            task.cancel()
+        self._socket.close()
+        self._context.term()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+    async def _handle(self, frames: list[bytes]) -> None:
+        try:
+            reply = await self._reply_to(frames)
+        except Exception:  # the border: one request's fault must not end the daemon
+            log.exception("a request failed")
+            reply = messages.Error("internal", "the daemon failed on this request; its log says where")
+        await self._reply(frames, reply)
+
+    async def _reply_to(self, frames: list[bytes]) -> AnyReply:
+        if len(frames) != 3 or len(frames[1]) > REQUEST_NUMBER_LIMIT:
+            return messages.Error("bad_request", "a message is a request number and a body, two frames")
+        try:
+            request = self._decoder.decode(frames[2])
+        except msgspec.ValidationError as error:
+            return messages.Error("invalid", str(error), field=_field(str(error)))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return messages.Error("bad_request", f"not a MessagePack request: {error}")
+        return await self._answer(request)
+
+    async def _reply(self, frames: list[bytes], reply: AnyReply) -> None:
+        number = frames[1][:REQUEST_NUMBER_LIMIT] if len(frames) > 1 else b""
+        try:
+            await self._socket.send_multipart([frames[0], number, messages.encode(reply)])
+        except zmq.ZMQError as error:
+            log.debug("a reply could not be sent: %s", error)
+
+
+def prepare_directory(directory: Path) -> None:
+    """Makes it 0700, or checks that nobody else can put a socket in its place. Raises SettingsError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.stat()
+    except OSError as error:
+        raise SettingsError(
+            f"DIFFPIPE_SOCKET: {directory}: {error.strerror}", field="DIFFPIPE_SOCKET"
+        ) from error
+    open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+    if found.st_uid not in (0, os.geteuid()) or open_to_others:
+        raise SettingsError(
+            f"DIFFPIPE_SOCKET: others may replace files in {directory}",
+            field="DIFFPIPE_SOCKET",
+            hint="use a directory of your own with mode 0700",
+        )
+
+
+def _field(text: str) -> str | None:
+    """The dotted field that msgspec names at the end of its text: ``... - at `$.env[...]` ``."""
+    unknown = text.partition("unknown field `")[2].partition("`")[0]
+    path = text.rpartition("`$")[2].rstrip("`").lstrip(".").removesuffix("[...]") if "`$" in text else ""
+    return unknown or path or None

@@ -1,0 +1,232 @@
+"""Every path and every environment variable, read once, here and nowhere else.
+
+Why: LoRA Pilot configures its services by environment variables. Read all over the code, one of them
+is forgotten in one place (as NCCL settings were for runs that the web page started). Here each has
+one name, one default, one type and one error that names the variable and what it takes.
+
+The client needs only `socket_path`, so nothing heavy is imported at module level: `pathlib` alone
+would cost a quarter of what `dpipectl status` may take.
+
+Known gap: a changed variable needs a restart of the daemon (`dpipectl reload` keeps the environment).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
+
+from dpiped.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AF_UNIX_PATH_LIMIT = 107
+"""Bytes that fit into `sockaddr_un.sun_path` beside the closing NUL (man 7 unix)."""
+
+RUN_MARKER = "DPIPED_RUN_ID"
+"""Set in the environment of every process of a run; how strays are recognised."""
+
+ENVIRONMENT_FOR_TRAINING = (
+    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TERM TMPDIR LD_LIBRARY_PATH "
+    "CUDA_* NVIDIA_* NCCL_* GLOO_* ROCR_* HIP_* HSA_* TORCH* PYTORCH_* TRITON_* DS_* DEEPSPEED_* OMP_* MKL_* "
+    "OPENBLAS_* HF_* HUGGINGFACE_* TRANSFORMERS_* DIFFUSERS_* WANDB_* XDG_CACHE_HOME CC CXX CFLAGS MAX_JOBS "
+    "http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE"
+).split()
+"""Names and globs of the daemon's own variables that a training gets (LC_* means all that begin so)."""
+
+
+_N = TypeVar("_N", int, float)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings, typed. Paths are absolute; times are seconds. `load` fills it."""
+
+    workspace: Path
+    state_dir: Path
+    socket: str
+    allowed_roots: tuple[Path, ...]
+    app_dirs: tuple[Path, ...]
+    deepspeed_bin: str | None
+    config: Path | None
+    num_gpus: int
+    extra_args: tuple[str, ...]
+    on_exit: Literal["stop", "detach"]
+    stop_timeout: float
+    save_timeout: float
+    log_lines: int
+    log_bytes: int
+    pass_env: tuple[str, ...]
+    training_env: dict[str, str]
+    tensorboard_in_training: bool
+    tensorboard_host: str
+    tensorboard_port: int
+    tensorboard_root: Path
+    logdir: Path
+    tensorboard_sources: dict[str, Path]
+
+    @property
+    def tensorboard_wanted(self) -> bool:
+        """False only for a service that trains `DIFFPIPE_CONFIG` with `DIFFPIPE_TENSORBOARD=0`."""
+        return self.config is None or self.tensorboard_in_training
+
+
+def socket_path(env: Mapping[str, str] = os.environ) -> str:
+    """Where the daemon listens. Raises SettingsError for a path that AF_UNIX can't hold."""
+    path = env.get("DIFFPIPE_SOCKET", "")
+    if not path:
+        base = "/run" if os.geteuid() == 0 else env.get("XDG_RUNTIME_DIR", "")
+        if not base:
+            raise SettingsError(
+                "DIFFPIPE_SOCKET is not set and there is no XDG_RUNTIME_DIR to derive it from",
+                field="DIFFPIPE_SOCKET",
+                hint="set DIFFPIPE_SOCKET to a path such as /home/me/dpiped/dpiped.sock",
+            )
+        path = base + "/dpiped/dpiped.sock"
+    if not path.startswith("/") or "\0" in path:
+        raise SettingsError(f"DIFFPIPE_SOCKET takes an absolute path, not {path!r}", field="DIFFPIPE_SOCKET")
+    if len(os.fsencode(path)) > AF_UNIX_PATH_LIMIT:
+        raise SettingsError(
+            f"DIFFPIPE_SOCKET is {len(os.fsencode(path))} bytes long; a Unix socket's path takes at most "
+            f"{AF_UNIX_PATH_LIMIT}: {path}",
+            field="DIFFPIPE_SOCKET",
+            hint="choose a shorter path, for instance below /run or /tmp",
+        )
+    return path
+
+
+def load(env: Mapping[str, str] = os.environ) -> Settings:
+    """Reads all variables. Raises SettingsError, which names the variable and what it takes."""
+    from pathlib import Path
+
+    read = _Reader(env)
+    workspace = read.path("WORKSPACE_ROOT", Path("/workspace"))
+    logs = workspace / "logs"
+    roots = tuple(dict.fromkeys((workspace, Path("/opt"), _home(env))))
+    return Settings(
+        workspace=workspace,
+        state_dir=read.path("DIFFPIPE_STATE_DIR", workspace / "diffpipe"),
+        socket=socket_path(env),
+        allowed_roots=read.paths("DIFFPIPE_ALLOWED_ROOTS", roots),
+        app_dirs=(
+            read.path("DIFFPIPE_APP_DIR", workspace / "apps/diffusion-pipe"),
+            read.path("DIFFPIPE_REPO_DIR", Path("/opt/pilot/repos/diffusion-pipe")),
+        ),
+        deepspeed_bin=env.get("DEEPSPEED_BIN") or None,
+        config=read.optional_path("DIFFPIPE_CONFIG"),
+        num_gpus=read.integer("DIFFPIPE_NUM_GPUS", read.integer("NUM_GPUS", 1, 1, 64), 1, 64),
+        extra_args=read.words("DIFFPIPE_EXTRA_ARGS"),
+        on_exit="detach" if read.choice("DIFFPIPE_ON_EXIT", ("stop", "detach")) == "detach" else "stop",
+        stop_timeout=read.seconds("DIFFPIPE_STOP_TIMEOUT", 20.0),
+        save_timeout=read.seconds("DIFFPIPE_SAVE_TIMEOUT", 600.0),
+        log_lines=read.integer("DIFFPIPE_LOG_LINES", 2000, 1, 1_000_000),
+        log_bytes=read.integer("DIFFPIPE_LOG_BYTES", 4 << 20, 1 << 16, 1 << 30),
+        pass_env=read.names("DIFFPIPE_PASS_ENV"),
+        training_env={name: env.get(name) or "1" for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")},
+        tensorboard_in_training=read.choice("DIFFPIPE_TENSORBOARD", ("1", "0")) == "1",
+        tensorboard_host=env.get("DIFFPIPE_TENSORBOARD_HOST") or "127.0.0.1",
+        tensorboard_port=read.integer("DIFFPIPE_PORT", 4444, 1, 65535),
+        tensorboard_root=read.path("TENSORBOARD_ROOT_LOGDIR", logs / "tensorboard"),
+        logdir=read.path("DIFFPIPE_LOGDIR", logs / "diffusion-pipe"),
+        tensorboard_sources={
+            "trainpilot": read.path("TRAINPILOT_TENSORBOARD_LOGDIR", logs / "TrainPilot"),
+            "kohya": read.path("KOHYA_TENSORBOARD_LOGDIR", workspace / "outputs"),
+            "ai-toolkit": read.path("AI_TOOLKIT_TENSORBOARD_LOGDIR", workspace / "outputs/ai-toolkit"),
+        },
+    )
+
+
+def launcher_candidates(settings: Settings) -> list[str]:
+    """Where the deepspeed launcher is looked for, best first; a bare name is looked up on PATH."""
+    import sys
+    from pathlib import Path
+
+    if settings.deepspeed_bin:
+        return [settings.deepspeed_bin]
+    return ["/opt/venvs/core/bin/deepspeed", str(Path(sys.executable).with_name("deepspeed")), "deepspeed"]
+
+
+def training_environment(settings: Settings, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The daemon's variables on the allow-list, with the NCCL defaults; not PYTHON* or VIRTUAL_ENV."""
+    from fnmatch import fnmatchcase
+
+    patterns = (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)
+    passed = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in patterns)}
+    return passed | settings.training_env
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    from pathlib import Path
+
+    return Path(env["HOME"]) if env.get("HOME", "").startswith("/") else Path("~").expanduser()
+
+
+class _Reader:
+    """Turns one variable into one typed value, or into an error that names it."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = env
+
+    def optional_path(self, name: str) -> Path | None:
+        from pathlib import Path
+
+        text = self.env.get(name, "")
+        if not text:
+            return None
+        try:
+            path = Path(os.path.expandvars(text)).expanduser()
+        except RuntimeError as error:
+            raise SettingsError(f"{name}: {error}", field=name) from error
+        if not path.is_absolute() or "\0" in text:
+            raise SettingsError(f"{name} takes an absolute path, not {text!r}", field=name)
+        return path
+
+    def path(self, name: str, default: Path) -> Path:
+        return self.optional_path(name) or default
+
+    def paths(self, name: str, default: tuple[Path, ...]) -> tuple[Path, ...]:
+        texts = [text for text in self.env.get(name, "").split(":") if text]
+        found = [_Reader({name: text}).optional_path(name) for text in texts]
+        return tuple(path for path in found if path) or default
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.env.get(name, "").strip()
+        return self._bounded(name, text, int, low, high, "a whole number") if text else default
+
+    def seconds(self, name: str, default: float) -> float:
+        text = self.env.get(name, "").strip()
+        return self._bounded(name, text, float, 0.1, 86400, "seconds,") if text else default
+
+    def _bounded(
+        self, name: str, text: str, kind: Callable[[str], _N], low: float, high: float, what: str
+    ) -> _N:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise SettingsError(f"{name} takes {what} from {low:g} to {high:g}, not {text!r}", field=name)
+        return value
+
+    def choice(self, name: str, takes: tuple[str, ...]) -> str:
+        """The first of `takes` is the default."""
+        text = self.env.get(name, "").strip()
+        if text and text not in takes:
+            raise SettingsError(f"{name} takes {' or '.join(takes)}, not {text!r}", field=name)
+        return text or takes[0]
+
+    def words(self, name: str) -> tuple[str, ...]:
+        import shlex
+
+        try:
+            return tuple(shlex.split(self.env.get(name, "")))
+        except ValueError as error:
+            raise SettingsError(
+                f"{name} takes words as a shell reads them: {error}", field=name, hint="close the quote"
+            ) from error
+
+    def names(self, name: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.env.get(name, "").split(",") if part.strip())

@@ -1,0 +1,179 @@
+"""One handler per request: from the typed message to the typed reply.
+
+Why: the socket (server.py) knows nothing of trainings, and the supervisor nothing of messages' wire
+form. Here the two meet, one short method per verb of the protocol.
+
+Known gap: none of the long waits is cancelled when its client vanishes; each ends by its own `wait`.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dpiped
+from dpiped import history, lifecycle, logs, messages, rundir
+from dpiped.errors import DpipedError, InvalidInput, UnknownRun
+from dpiped.launch import Wanted
+from dpiped.live import LiveRun
+from dpiped.messages import AnyReply, AnyRequest
+from dpiped.supervisor import Supervisor
+from dpiped.tensorboard import TensorBoard
+
+SAVE_TICK = 0.1
+
+
+class Verbs:
+    """Answers requests. `on_reload` is called when a client asks for a reload."""
+
+    def __init__(
+        self, supervisor: Supervisor, tensorboard: TensorBoard, on_reload: Callable[[], None]
+    ) -> None:
+        self._supervisor = supervisor
+        self._tensorboard = tensorboard
+        self._on_reload = on_reload
+
+    async def answer(self, request: AnyRequest) -> AnyReply:
+        """The reply. Failures that a user can meet become `Error`; others are raised."""
+        try:
+            return await self._answer(request)
+        except DpipedError as error:
+            return messages.Error(error.code, error.message, error.field, error.hint)
+        except lifecycle.NotAllowed as error:
+            return messages.Error("refused", f"not possible while {type(error.state).__name__.lower()}")
+
+    async def _answer(self, request: AnyRequest) -> AnyReply:
+        match request:
+            case messages.Hello():
+                return self._hello(request)
+            case messages.GetStatus():
+                return self._status()
+            case messages.Watch():
+                return await self._watch(request)
+            case messages.Start():
+                wanted = Wanted(Path(request.config), request.num_gpus, request.args, dict(request.env))
+                return await self._supervisor.start(wanted)
+            case messages.Resume():
+                config = Path(request.config) if request.config else None
+                return await self._supervisor.resume(request.run, config, request.args, dict(request.env))
+            case messages.Stop():
+                return await self._supervisor.stop(request.how, request.timeout, "request")
+            case messages.Save():
+                return await self._save(request)
+            case messages.WaitRun():
+                return await self._wait(request)
+            case messages.ListRuns():
+                return self._runs(request)
+            case messages.ShowRun():
+                return self._detail(history.resolve(self._supervisor.runs, request.run))
+            case messages.ReadLog():
+                return await self._log(request)
+            case messages.ReadRaw():
+                return await self._raw(request)
+            case messages.Reload():
+                self._on_reload()
+                return messages.Reloading(os.getpid())
+
+    def _hello(self, request: messages.Hello) -> AnyReply:
+        if request.protocol != messages.PROTOCOL:
+            raise InvalidInput(
+                f"this daemon speaks protocol {messages.PROTOCOL}, not {request.protocol}",
+                field="protocol",
+                hint="`dpipectl reload` after an upgrade, or use the client of the same version",
+            )
+        return messages.Welcome(dpiped.__version__, messages.PROTOCOL, os.getpid())
+
+    def _status(self) -> messages.Status:
+        return self._supervisor.status(self._tensorboard.view)
+
+    async def _watch(self, request: messages.Watch) -> AnyReply:
+        await self._supervisor.wait_until(lambda: self._supervisor.revision != request.after, request.wait)
+        return self._status()
+
+    async def _save(self, request: messages.Save) -> AnyReply:
+        token = request.after or self._supervisor.request_save()
+        live = self._supervisor.live
+        until = time.monotonic() + request.wait
+        while (checkpoint := self._supervisor.saved_since(token)) is None and time.monotonic() < until:
+            await asyncio.sleep(SAVE_TICK)
+        return messages.Saved(live.id if live else "", checkpoint, token)
+
+    async def _wait(self, request: messages.WaitRun) -> AnyReply:
+        run = self._run_id(request.run)
+        await self._supervisor.wait_until(lambda: self._live(run) is None, request.wait)
+        return self._detail(run)
+
+    def _runs(self, request: messages.ListRuns) -> AnyReply:
+        runs = self._supervisor.runs
+        names = rundir.names(runs)[: request.limit]
+        found = (history.summary(runs, name, active=self._live(name) is not None) for name in names)
+        return messages.Runs(tuple(found))
+
+    def _detail(self, run: str) -> messages.RunReply:
+        return history.detail(self._supervisor.runs, run, active=self._live(run) is not None)
+
+    async def _log(self, request: messages.ReadLog) -> AnyReply:
+        run = self._run_id(request.run)
+        path = self._supervisor.runs / run / rundir.LOG
+        seen = request.seen if request.seen is not None else request.after
+        if seen is not None:
+            await self._supervisor.wait_until(lambda: self._grown(run, seen), request.wait)
+        live = self._live(run)
+        if live is None:
+            page, current, size = history.read_log(path, request)
+            return messages.LogLines(
+                run,
+                page.lines,
+                current,
+                page.next,
+                size,
+                eof=page.next + len(current) >= size or bool(current),
+            )
+        page = self._live_page(live, request, path)
+        current = live.ring.current if page.next >= live.ring.next else ""
+        return messages.LogLines(run, page.lines, current, page.next, live.ring.end, eof=False)
+
+    async def _raw(self, request: messages.ReadRaw) -> AnyReply:
+        run = self._run_id(request.run)
+        path = self._supervisor.runs / run / rundir.LOG
+        if request.after is not None:
+            await self._supervisor.wait_until(lambda: self._grown(run, request.after or 0), request.wait)
+        live = self._live(run)
+        upto, size = (live.ring.next, live.ring.end) if live else logs.extent(path)
+        after = request.after
+        if after is None:
+            after = 0 if request.tail is None else logs.tail_start(path, request.tail, upto)
+        data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
+        after = min(after, size) + len(data)
+        return messages.RawLog(run, data, after, eof=live is None and after >= size)
+
+    def _live_page(self, live: LiveRun, request: messages.ReadLog, path: Path) -> logs.Page:
+        """From the ring if it reaches back so far, else from the file, never past what the ring knows."""
+        ring = live.ring
+        after = request.after
+        if after is None:
+            after = ring.tail_start(request.limit)
+            if after is None:
+                after = logs.tail_start(path, request.limit, ring.next)
+        after = min(after, ring.next)
+        page = ring.page(after, request.limit, messages.REPLY_BYTES)
+        return page or logs.read_lines(path, after, request.limit, ring.next, messages.REPLY_BYTES)
+
+    def _grown(self, run: str, seen: int) -> bool:
+        live = self._live(run)
+        return live is None or live.ring.end > seen
+
+    def _live(self, run: str) -> LiveRun | None:
+        live = self._supervisor.live
+        return live if live is not None and live.id == run else None
+
+    def _run_id(self, name: str | None) -> str:
+        """The run meant: by name, or the active one, or the last one. Raises UnknownRun."""
+        if name is None and self._supervisor.live is not None:
+            return self._supervisor.live.id
+        if name is None and not rundir.names(self._supervisor.runs):
+            raise UnknownRun(
+                "there is no run yet", field="run", hint="start one with `dpipectl start --config FILE`"
+            )
+        return history.resolve(self._supervisor.runs, name or history.LAST)

@@ -1,0 +1,199 @@
+"""A trainer that does nothing but behave: the prints, files and signals of diffusion-pipe, or their abuse.
+
+`[model] type` is "scripted"; `[script] behaviour` and its other keys say what to do. It needs only the
+standard library. One behaviour is one function below.
+"""
+
+import argparse
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Training:
+    """The well-behaved part: run directory, step lines, checkpoints, signal files."""
+
+    def __init__(self, options: argparse.Namespace, config: dict[str, Any]) -> None:
+        self.options = options
+        self.config = config
+        self.script: dict[str, Any] = config.get("script", {})
+        self.steps: int = self.script.get("steps", 20)
+        self.seconds: float = self.script.get("seconds_per_step", 0.02)
+        self.step = 0
+        self.run_dir: Path | None = None
+
+    def prepare(self) -> None:
+        say("using video_clip_mode=single_beginning")
+        say("caching latents: /data/set")
+        time.sleep(self.script.get("caching_seconds", 0.0))
+        output = Path(self.config["output_dir"])
+        if self.options.resume_from_checkpoint:
+            self.run_dir = output / self.options.resume_from_checkpoint
+            self.step = int((self.run_dir / "latest").read_text().removeprefix("global_step"))
+        else:
+            self.run_dir = output / datetime.now(UTC).strftime("%Y%m%d_%H-%M-%S")
+            self.run_dir.mkdir(parents=True)
+            shutil.copy(self.options.config, self.run_dir)
+            shutil.copy(self.config["dataset"], self.run_dir)
+            (self.run_dir / "events.out.tfevents.1.host.1.0").write_bytes(b"")
+        say("Global batch size = 2")
+        if self.step:
+            say(f"Resuming training from checkpoint. Resuming at epoch: 1, step: {self.step + 1}")
+
+    def one_step(self) -> None:
+        self.step += 1
+        time.sleep(self.seconds)
+        say(f"steps: {self.step} loss: {1 / self.step:.4f} iter time (s): {self.seconds:.3f} samples/sec: 13.824")
+        assert self.run_dir is not None
+        for name in ("save", "save_quit"):
+            if (self.run_dir / name).exists():
+                (self.run_dir / name).unlink()
+                self.checkpoint()
+                if name == "save_quit":
+                    say("Manually quitting")
+                    sys.exit(0)
+
+    def checkpoint(self) -> None:
+        assert self.run_dir is not None
+        tag = f"global_step{self.step}"
+        say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] [Torch] Checkpoint {tag} is about to be saved!")
+        folder = self.run_dir / tag
+        folder.mkdir(exist_ok=True)
+        (folder / "mp_rank_00_model_states.pt").write_bytes(b"weights")
+        say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] Saving model checkpoint: {folder}/mp_rank_00_model_states.pt")
+        (self.run_dir / "latest").write_text(tag)
+
+    def train(self) -> None:
+        while self.step < self.steps:
+            self.one_step()
+        self.checkpoint()
+        say("TRAINING COMPLETE!")
+
+
+def well_behaved(training: Training) -> None:
+    training.prepare()
+    training.train()
+
+
+def stubborn(training: Training) -> None:
+    """Ignores SIGTERM, forks, and its child leaves session and group, forks again and ignores it too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        time.sleep(600)
+        os._exit(0)
+    training.prepare()
+    say("stubborn")
+    training.steps = 1_000_000
+    training.train()
+
+
+def nameless(training: Training) -> None:
+    """Like a daemon that sheds its environment: only its ancestry betrays it."""
+    subprocess.Popen(["sleep", "600"], env={}, start_new_session=True)
+    well_behaved(training)
+
+
+def raises(training: Training) -> None:
+    training.prepare()
+    training.one_step()
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def killed(training: Training) -> None:
+    training.prepare()
+    training.one_step()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def caching_hang(training: Training) -> None:
+    del training
+    say("using video_clip_mode=single_beginning")
+    print("Process Process-2:\nTraceback (most recent call last):", file=sys.stderr)
+    print('  File "dataset.py", line 673, in _get\nAssertionError: Directory /data had no images/videos!', file=sys.stderr)
+    time.sleep(600)
+
+
+def chatty(training: Training) -> None:
+    training.prepare()
+    for number in range(training.script.get("lines", 100_000)):
+        sys.stdout.write(f"line {number} of a chatty trainer\n")
+    training.train()
+
+
+def bar(training: Training) -> None:
+    """A progress bar that stays unfinished until the file `go` appears."""
+    training.prepare()
+    assert training.run_dir is not None
+    for done in range(1, 6):
+        sys.stderr.write(f"\r {done * 20}%|{'█' * done}{' ' * (5 - done)}| {done}/5 [00:01<00:00]")
+        sys.stderr.flush()
+    while not (training.run_dir / "go").exists():
+        time.sleep(0.02)
+    sys.stderr.write("\n")
+    training.train()
+
+
+def early_end(training: Training) -> None:
+    training.prepare()
+
+
+def launcher_killed(training: Training) -> None:
+    """The parent (the launcher) is SIGKILLed and this rank goes on, as orphans do."""
+    training.prepare()
+    os.kill(os.getppid(), signal.SIGKILL)
+    training.steps = 1_000_000
+    training.train()
+
+
+BEHAVIOURS = {
+    function.__name__: function
+    for function in (
+        well_behaved,
+        stubborn,
+        nameless,
+        raises,
+        killed,
+        caching_hang,
+        chatty,
+        bar,
+        early_end,
+        launcher_killed,
+    )
+}
+
+
+def main() -> None:
+    # Should a test be killed itself, its trainers must not stay behind for ever.
+    ctypes.CDLL(None).alarm(int(os.environ.get("SCRIPTED_ALARM", "300")))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank")
+    parser.add_argument("--deepspeed", action="store_true")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--master_port", type=int, required=True)
+    parser.add_argument("--resume_from_checkpoint")
+    parser.add_argument("--cache_only", action="store_true")
+    options = parser.parse_args()
+    config = tomllib.loads(Path(options.config).read_text())
+    if options.cache_only:
+        say("caching latents: /data/set")
+        return
+    BEHAVIOURS[config.get("script", {}).get("behaviour", "well_behaved")](Training(options, config))
+
+
+if __name__ == "__main__":
+    main()
