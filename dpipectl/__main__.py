@@ -14,6 +14,16 @@ gc.disable()
 import os  # noqa: E402 - the collector has to be off before the imports
 import sys  # noqa: E402
 
+# msgspec would import typing_extensions where it is installed, a tenth of what `status` may take; it
+# does without where it is not, and needs nothing of it on Python 3.11.
+_held_back = "typing_extensions" not in sys.modules
+if _held_back:
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+import msgspec  # noqa: E402, F401
+
+if _held_back:
+    del sys.modules["typing_extensions"]
+
 from dpipectl import cli  # noqa: E402
 
 

@@ -1,8 +1,8 @@
 """The client's side of the socket: one request, one reply, a clear error if nobody answers.
 
 Why: ZeroMQ connects to a socket that does not exist without a word and waits. A user who forgot to
-start the daemon must be told so at once, so the path is tried with a plain connect first. A reply has a
-deadline, always.
+start the daemon must be told so at once, so a path without a file, or a silence, is probed with a plain
+connect. A reply has a deadline, always.
 
 `patient` is for those who follow a run: the daemon may be killed and come back meanwhile; since all
 cursors are byte offsets, asking again loses and repeats nothing.
@@ -10,9 +10,7 @@ cursors are byte offsets, asking again loses and repeats nothing.
 Known gap: requests are answered in the order of need only; one client object asks one at a time.
 """
 
-import errno
 import os
-import socket
 import sys
 import time
 
@@ -22,6 +20,8 @@ from dpiped import messages
 from dpiped.errors import Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
+PROMPT = 0.2
+"""A daemon that has not answered by then is probed, to tell a dead one from a busy one (seconds)."""
 TIMEOUT = 10.0
 MARGIN = 5.0
 """Added to a request's own `wait` before its reply counts as missing."""
@@ -55,14 +55,25 @@ class Client:
         self._number += 1
         number = self._number.to_bytes(8, "big")
         self._socket.send_multipart([number, messages.encode(request)])
-        deadline = time.monotonic() + (wait + MARGIN if wait else TIMEOUT)
+        now = time.monotonic()
+        reply = self._receive(number, now + PROMPT)
+        if reply is None:
+            self._probe()
+            reply = self._receive(number, now + (wait + MARGIN if wait else TIMEOUT))
+        if reply is None:
+            self.close()
+            raise Unreachable(f"dpiped at {self._path} does not answer", hint="is it stopped or overloaded?")
+        return self._decoded(reply)
+
+    def _receive(self, number: bytes, deadline: float) -> bytes | None:
+        """The body of the reply to that request, or None at the deadline."""
+        assert self._socket is not None
         while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
             answered, body = self._socket.recv_multipart()
             # A late reply to a request that was given up is not the answer to this one.
             if answered == number:
-                return self._decoded(body)
-        self.close()
-        raise Unreachable(f"dpiped at {self._path} does not answer", hint="is it stopped or overloaded?")
+                return body
+        return None
 
     def patient(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
         """Like `call`, but a daemon that is away is waited for, for up to two minutes."""
@@ -86,13 +97,18 @@ class Client:
             self._socket = None
 
     def _connect(self) -> "zmq.Socket[bytes]":
-        self._probe()
+        if not os.access(self._path, os.F_OK):
+            self._probe()
         connection = self._context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
         connection.connect(f"ipc://{self._path}")
         return connection
 
     def _probe(self) -> None:
+        """Raises Unreachable, with the reason, if nobody accepts a connection."""
+        import errno
+        import socket
+
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             probe.settimeout(TIMEOUT)
@@ -103,6 +119,7 @@ class Client:
                 errno.ECONNREFUSED: "nobody listens there",
                 errno.EACCES: "this user may not use the socket",
             }.get(error.errno or 0, os.strerror(error.errno or 0))
+            self.close()
             raise Unreachable(f"dpiped can't be reached at {self._path}: {why}", hint=HINT) from error
         finally:
             probe.close()

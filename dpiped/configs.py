@@ -77,6 +77,9 @@ def model_type(source: Path) -> str:
 def load(source: Path, roots: Sequence[Path], base: Path) -> Config:
     """Reads and checks. Relative paths in it are taken from `base`, train.py's working directory."""
     text, data = _read(source, "config")
+    if text.startswith(MARK):
+        # A run's snapshot that is resumed: it gets the mark of the new run instead.
+        text = text.partition("\n")[2]
     kind = model_type(source)
     # The embedded trainer's folder is inside the installation: no relative path may lead there.
     start = None if kind == EMBEDDED_TYPE else base

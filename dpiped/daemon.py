@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpiped import events, launch, lifecycle, rundir
-from dpiped.errors import AlreadyOwned, DpipedError, LaunchFailed, RunDamaged
+from dpiped.errors import AlreadyOwned, DpipedError, RunDamaged
 from dpiped.launch import Wanted
 from dpiped.rundir import Concluded, Spec
 from dpiped.server import Server, prepare_directory
@@ -66,9 +66,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._asked.put_nowait, number.name)
-        self.supervisor.notices += events.prepare_root(self.settings)
-        for notice in self.supervisor.notices:
-            log.warning("%s", notice)
+        for problem in events.prepare_root(self.settings):
+            self.supervisor.notice(problem)
         await self.supervisor.recover()
         self.server.bind()
         log.info("listening on %s, state in %s", self.settings.socket, self.settings.state_dir)
@@ -123,10 +122,8 @@ class Daemon:
                 log.info("DIFFPIPE_CONFIG is not trained again: run %s of it has completed", done)
                 return
             await self.supervisor.start(wanted)
-        except (DpipedError, LaunchFailed) as error:
-            notice = f"DIFFPIPE_CONFIG is not trained: {error.message}"
-            log.error("%s", notice)
-            self.supervisor.notices.append(notice)
+        except DpipedError as error:
+            self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error.message}")
             await self.supervisor.announce()
 
     def _completed_run(self, spec: Spec) -> str | None:

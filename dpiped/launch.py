@@ -37,13 +37,17 @@ _RESUME = "--resume_from_checkpoint"
 
 
 class Wanted(Struct, frozen=True):
-    """What was asked for. `resume` is a folder, True for the newest complete one, or None."""
+    """What was asked for. `resume` is a folder, True for the newest complete one, or None.
+
+    `origin` is the run that is resumed; without a config of its own the new run counts as the same one.
+    """
 
     config: Path
     num_gpus: int | None = None
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     resume: Path | bool | None = None
+    origin: Spec | None = None
     service: bool = False
 
 
@@ -72,25 +76,33 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     argv = [str(launcher), f"--num_gpus={num_gpus}", f"--master_port={port}", train_py.name, "--deepspeed"]
     argv += ["--config", str(run_dir / TRAINING_TOML), "--master_port", str(port)]
     argv += [_RESUME, train_dir.name] if train_dir else []
+    same = _same_config(settings, source, wanted.origin)
     spec = Spec(
         run=run,
         created=time.time(),
         argv=(*argv, *args),
         cwd=str(train_py.parent),
         env={name: "(hidden)" if _SECRET.search(name) else value for name, value in wanted.env.items()},
-        source=str(source),
-        digest=config.digest,
+        source=same.source if same else str(source),
+        digest=same.digest if same else config.digest,
         output_dir=str(config.output_dir),
         epochs=config.epochs,
         max_steps=config.max_steps,
         completes=not WITHOUT_COMPLETION.intersection(args),
         service=wanted.service,
+        resumed_from=wanted.origin.run if wanted.origin else None,
         train_dir=str(train_dir) if train_dir else None,
         master_port=port,
     )
     return Plan(
         spec, configs.snapshot(config, run, run_dir), _environment(settings, wanted, launcher, run), run_dir
     )
+
+
+def _same_config(settings: Settings, source: Path, origin: Spec | None) -> Spec | None:
+    """The run that is resumed with its own snapshot: then the new run is of the same config."""
+    own = settings.state_dir.resolve() / "runs" / (origin.run if origin else "")
+    return origin if source.parent == own else None
 
 
 def _find_train_py(settings: Settings, model_type: str) -> Path:

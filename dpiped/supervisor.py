@@ -10,14 +10,14 @@ Known gap: a process in uninterruptible sleep can't be killed by anybody; the ru
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dpiped
-from dpiped import checkpoints, history, launch, lifecycle, messages, procs, rundir
-from dpiped.errors import InvalidInput, LaunchFailed, Refused, RunDamaged
+from dpiped import checkpoints, launch, lifecycle, messages, procs, recovery, rundir, saving
+from dpiped.errors import LaunchFailed, Refused
 from dpiped.launch import Wanted
 from dpiped.lifecycle import (
     Adopt,
@@ -65,104 +65,45 @@ class Supervisor:
 
     # --- what clients ask for
 
-    async def start(self, wanted: Wanted, resumed_from: str | None = None) -> messages.Started:
+    async def start(self, wanted: Wanted) -> messages.Started:
         """Starts a run and waits until its launcher runs. Raises Refused, InvalidInput, LaunchFailed."""
-        if not isinstance(self.machine.state, lifecycle.Idle):
-            raise Refused(ALREADY_RUNNING, hint="`dpipectl status` shows it, `dpipectl stop` ends it")
+        self.require_idle()
         plan = launch.make(self.settings, wanted)
-        spec = plan.spec if resumed_from is None else _resumed(plan.spec, resumed_from)
-        actions = self.machine.feed(lifecycle.Start(spec.run))
+        actions = self.machine.feed(lifecycle.Start(plan.spec.run))
+        self._environment = plan.environment
         try:
-            self._write_run(plan, spec)
+            _write_run(plan)
         except OSError as error:
-            self.machine.feed(Ended(spec.run))
+            self.machine.feed(Ended(plan.spec.run))
             raise LaunchFailed(
                 f"{plan.run_dir} can't be written: {error}", field="DIFFPIPE_STATE_DIR"
             ) from error
-        self._environment = plan.environment
-        self._follow_run(LiveRun(self.settings, spec))
+        if plan.spec.train_dir is not None:
+            checkpoints.clear_signal_files(Path(plan.spec.train_dir))
+        self._follow_run(LiveRun(self.settings, plan.spec))
         self._act(actions)
-        await self._bump()
-        return await self._launched(spec, plan.run_dir)
+        await self.announce()
+        return await self._launched(plan.spec, plan.run_dir)
 
-    async def resume(
-        self, run: str | None, config: Path | None, args: tuple[str, ...], env: dict[str, str]
-    ) -> messages.Started:
-        """A new run from the newest checkpoint of `run` (default: the last one)."""
+    def require_idle(self) -> None:
+        """Raises Refused while a run is active."""
         if not isinstance(self.machine.state, lifecycle.Idle):
-            raise Refused(ALREADY_RUNNING)
-        name = history.resolve(self.runs, run or history.LAST)
-        found = history.detail(self.runs, name, active=False)
-        if found.train_dir is None:
-            raise InvalidInput(f"run {name} made no directory to resume from", field="run")
-        checkpoints.require_checkpoint(Path(found.train_dir), "run")
-        if found.summary.state == "completed" and config is None:
-            raise InvalidInput(
-                f"run {name} has completed; resuming it would train past its epochs",
-                field="config",
-                hint="give a config with more epochs: dpipectl resume RUN --config FILE",
-            )
-        checkpoints.clear_signal_files(Path(found.train_dir))
-        source = config or Path(found.run_dir) / rundir.TRAINING_TOML
-        wanted = Wanted(source, args=args, env=env, resume=Path(found.train_dir))
-        return await self.start(wanted, resumed_from=name)
+            raise Refused(ALREADY_RUNNING, hint="`dpipectl status` shows it, `dpipectl stop` ends it")
 
     async def stop(self, rung: lifecycle.Rung, timeout: float | None, by: str) -> messages.Stopping:
         """Enters the ladder. Raises Refused when nothing runs."""
         live = self.live
         if live is None:
             raise Refused(NOTHING_RUNNING)
-        ladder = lifecycle.Ladder(self.settings.save_timeout, self.settings.stop_timeout)
+        ladder = self._ladder()
         if timeout is not None:
             ladder = lifecycle.Ladder(timeout, timeout if rung == "term" else ladder.term)
         self._stop_by = by
         self._act(self.machine.feed(Stop(rung, time.monotonic(), ladder)))
-        await self._bump()
+        await self.announce()
         state = self.machine.state
         now = state.rung if isinstance(state, Stopping) else rung
-        return messages.Stopping(live.id, now, _DOES[now])
-
-    def request_save(self) -> str:
-        """Writes the `save` file. Returns a token for `saved_since`. Raises Refused."""
-        live = self.live
-        if live is None or not isinstance(self.machine.state, lifecycle.Running):
-            raise Refused(NOTHING_RUNNING if live is None else "The training is not in a state to save.")
-        if live.train_dir is None:
-            raise Refused(
-                f"There is nothing to save yet: the training is in phase {live.progress.snapshot().phase} "
-                "and has not made its directory.",
-            )
-        token = _checkpoint_token(live.train_dir)
-        (live.train_dir / "save").touch()
-        return token
-
-    def saved_since(self, token: str) -> str | None:
-        """The checkpoint that was written after `token` was given, once it is whole. Raises Refused."""
-        if self.live is None or self.live.train_dir is None:
-            raise Refused("The run ended before it saved.", hint="`dpipectl status` shows its outcome")
-        if _checkpoint_token(self.live.train_dir) == token:
-            return None
-        return checkpoints.complete_checkpoint(self.live.train_dir)
-
-    def status(self, tensorboard: messages.TensorBoard) -> messages.Status:
-        state = self.machine.state
-        stopping = self._stopping_text(state) if isinstance(state, Stopping) else None
-        names: dict[type, messages.State] = {
-            lifecycle.Idle: "idle",
-            Starting: "starting",
-            lifecycle.Running: "running",
-            Stopping: "stopping",
-        }
-        return messages.Status(
-            state=names[type(state)],
-            run=self.live.view(stopping) if self.live else None,
-            last_run=self.last,
-            tensorboard=tensorboard,
-            version=dpiped.__version__,
-            revision=self.revision,
-            pid=os.getpid(),
-            notices=tuple(self.notices),
-        )
+        return messages.Stopping(live.id, now, DOES[now])
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits for a change that makes `condition` true. False after `seconds`."""
@@ -174,21 +115,22 @@ class Supervisor:
         return True
 
     async def announce(self) -> None:
-        """Something that `status` shows has changed."""
-        await self._bump()
+        """Something that `status` shows has changed: wakes all who wait."""
+        async with self.changed:
+            self.revision += 1
+            self.changed.notify_all()
 
     # --- the daemon's own life
 
     async def recover(self) -> None:
         """Concludes the runs that ended unseen and adopts the one that is still alive."""
-        for name in rundir.names(self.runs):
-            try:
-                if rundir.read(self.runs / name, Concluded) is None:
-                    self._recover_one(name)
-            except (RunDamaged, OSError) as error:
-                self._notice(f"run {name} is damaged: {error}")
-        self._remember_last()
-        await self._bump()
+        alive, problems = recovery.sort_out(self.settings, self.runs)
+        for problem in problems:
+            self.notice(problem)
+        if alive:
+            self._adopt(alive[0])
+        self.last = recovery.last_run(self.runs, alive[0].id if alive else None)
+        await self.announce()
 
     async def let_go(self) -> None:
         """Stops following without touching the run."""
@@ -204,35 +146,16 @@ class Supervisor:
         while not isinstance(self.machine.state, lifecycle.Idle):
             await self.wait_until(lambda: isinstance(self.machine.state, lifecycle.Idle), 60.0)
 
-    def _recover_one(self, name: str) -> None:
-        folder = self.runs / name
-        spec = rundir.read(folder, Spec)
-        if spec is None:
-            raise RunDamaged("it has no spec.json", field="spec.json")
-        live = LiveRun(self.settings, spec)
-        live.look_for_launch()
-        if live.exit_record() is None and (live.runner_is_alive() or live.members()):
-            if self.live is not None:
-                self._notice(f"run {name} is alive beside run {self.live.id}; it was not adopted")
-                return
-            self._adopt(live)
-        else:
-            rundir.write(folder, history.conclude_from_records(folder, spec))
-            log.info("run %s ended while no daemon ran", name)
-
     def _adopt(self, live: LiveRun) -> None:
-        asked = rundir.read(live.folder, StopAsked)
-        stopping = None
-        if asked is not None:
-            deadline = asked.deadline if asked.boot == procs.boot_id() else time.monotonic()
-            ladder = lifecycle.Ladder(self.settings.save_timeout, self.settings.stop_timeout)
-            stopping = Stopping(live.id, asked.how, deadline, ladder)
-            self._stop_by = asked.by
+        stopping, self._stop_by = recovery.pending_stop(live, self._ladder())
         log.info("adopting run %s%s", live.id, " (stopping)" if stopping else "")
         self._environment = training_environment(self.settings) | {RUN_MARKER: live.id}
         actions = self.machine.feed(Adopt(live.id, live.launched is not None, stopping))
         self._follow_run(live)
         self._act(actions)
+
+    def _ladder(self) -> lifecycle.Ladder:
+        return lifecycle.Ladder(self.settings.save_timeout, self.settings.stop_timeout)
 
     # --- following a run
 
@@ -246,7 +169,7 @@ class Supervisor:
         while not await self._over(live):
             launched = live.launched is not None
             if await live.drain():
-                await self._bump()
+                await self.announce()
             if launched:
                 live.look_for_files()
             await asyncio.sleep(TICK if launched else LAUNCH_TICK)
@@ -254,14 +177,14 @@ class Supervisor:
         live.find_files()
         _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
-        await self._bump()
+        await self.announce()
 
     async def _over(self, live: LiveRun) -> bool:
         """Is nothing of it left? Notices the launch on the way, and replaces a runner that was killed."""
         alive = live.runner_is_alive()
         if live.launched is None and live.look_for_launch():
             self._act(self.machine.feed(Launched(live.id)))
-            await self._bump()
+            await self.announce()
             alive = live.runner_is_alive()
         if alive:
             return False
@@ -280,10 +203,8 @@ class Supervisor:
         live = self.live
         if live is None or live.id != spec.run or live.launched is None:
             concluded = rundir.read(run_dir, Concluded)
-            raise LaunchFailed(
-                f"run {spec.run}: {concluded.reason if concluded else 'the runner did not launch it in time'}",
-                hint=f"see {run_dir}",
-            )
+            why = concluded.reason if concluded else "the runner did not launch it in time"
+            raise LaunchFailed(f"run {spec.run}: {why}", hint=f"see {run_dir}")
         return messages.Started(
             run=spec.run,
             pid=live.launched.child.pid,
@@ -320,22 +241,27 @@ class Supervisor:
             rundir.write(live.folder, asked)
         except OSError as error:
             # The stop itself must not fail because a disk is full.
-            self._notice(f"run {live.id}: stop.json can't be written: {error}")
+            self.notice(f"run {live.id}: stop.json can't be written: {error}")
 
     def _climb(self, live: LiveRun, rung: lifecycle.Rung, deadline: float) -> None:
-        log.info("stopping run %s: %s", live.id, _DOES[rung])
+        log.info("stopping run %s: %s", live.id, DOES[rung])
         if self._deadline is not None:
             self._deadline.cancel()
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_at(deadline, self._fall, live.id)
         if rung == "save":
-            if live.train_dir is None or not _touch(live.train_dir / "save_quit"):
-                log.info("run %s has no directory to save into yet", live.id)
-                self._deadline.cancel()
-                self._deadline = loop.call_soon(self._fall, live.id)  # type: ignore[assignment]
-            return
-        number = signal.SIGTERM if rung == "term" else signal.SIGKILL
-        procs.send_all(live.members(), number)
+            deadline = deadline if self._ask_to_quit(live) else time.monotonic()
+        else:
+            procs.send_all(live.members(), signal.SIGTERM if rung == "term" else signal.SIGKILL)
+        self._deadline = asyncio.get_running_loop().call_at(deadline, self._fall, live.id)
+
+    def _ask_to_quit(self, live: LiveRun) -> bool:
+        try:
+            asked = saving.request_and_quit(live)
+        except OSError as error:
+            self.notice(f"run {live.id} can't be asked to save: {error}")
+            return False
+        if not asked:
+            log.info("run %s has no directory to save into yet", live.id)
+        return asked
 
     def _fall(self, run: str) -> None:
         state = self.machine.state
@@ -355,7 +281,7 @@ class Supervisor:
         try:
             rundir.write(live.folder, concluded)
         except OSError as error:
-            self._notice(f"run {live.id}: outcome.json can't be written: {error}")
+            self.notice(f"run {live.id}: outcome.json can't be written: {error}")
         if live.train_dir is not None:
             checkpoints.clear_signal_files(live.train_dir)
         live.close()
@@ -373,68 +299,29 @@ class Supervisor:
 
     # --- small things
 
-    def _write_run(self, plan: launch.Plan, spec: Spec) -> None:
-        plan.run_dir.mkdir(parents=True, mode=0o700)
-        for name, data in plan.files.items():
-            rundir.write_file(plan.run_dir / name, data)
-        rundir.write(plan.run_dir, spec)
-
-    def _remember_last(self) -> None:
-        for name in rundir.names(self.runs):
-            if self.live is not None and name == self.live.id:
-                continue
-            try:
-                self.last = history.last_run(self.runs / name, name)
-            except RunDamaged:
-                continue
-            if self.last is not None:
-                return
-
-    def _stopping_text(self, state: Stopping) -> str:
-        left = len(self.live.members()) if self.live else 0
-        seconds = max(state.deadline - time.monotonic(), 0)
-        return f"{_DOES[state.rung]}; {left} processes left, {seconds:.0f} s to the next step"
-
-    def _notice(self, text: str) -> None:
+    def notice(self, text: str) -> None:
         log.warning("%s", text)
         if text not in self.notices:
             self.notices = [*self.notices[-19:], text]
 
-    async def _bump(self) -> None:
-        async with self.changed:
-            self.revision += 1
-            self.changed.notify_all()
 
-
-_DOES: dict[lifecycle.Rung, str] = {
+DOES: dict[lifecycle.Rung, str] = {
     "save": "asked the trainer to save a checkpoint and quit",
     "term": "sent SIGTERM to all its processes",
     "kill": "sent SIGKILL to all its processes",
 }
 
 
-def _resumed(spec: Spec, run: str) -> Spec:
-    import msgspec
-
-    return msgspec.structs.replace(spec, resumed_from=run)
-
-
-def _checkpoint_token(train_dir: Path) -> str:
-    """Differs after every checkpoint, also after one of the same name."""
-    latest = train_dir / "latest"
+def _write_run(plan: launch.Plan) -> None:
+    """All of it or none: a directory without a spec would be taken for a damaged run."""
+    plan.run_dir.mkdir(mode=0o700)
     try:
-        return f"{latest.read_text()}@{latest.stat().st_mtime_ns}"
-    except FileNotFoundError:
-        return "none"
-
-
-def _touch(path: Path) -> bool:
-    try:
-        path.touch()
-    except OSError as error:
-        log.warning("%s can't be written: %s", path, error)
-        return False
-    return True
+        for name, data in plan.files.items():
+            rundir.write_file(plan.run_dir / name, data)
+        rundir.write(plan.run_dir, plan.spec)
+    except OSError:
+        shutil.rmtree(plan.run_dir, ignore_errors=True)
+        raise
 
 
 def _reap(live: LiveRun) -> None:

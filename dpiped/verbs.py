@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dpiped
-from dpiped import history, lifecycle, logs, messages, rundir
-from dpiped.errors import DpipedError, InvalidInput, UnknownRun
+from dpiped import history, lifecycle, logs, messages, resume, rundir, saving, view
+from dpiped.errors import DpipedError, InvalidInput, Refused, UnknownRun
 from dpiped.launch import Wanted
 from dpiped.live import LiveRun
 from dpiped.messages import AnyReply, AnyRequest
-from dpiped.supervisor import Supervisor
+from dpiped.supervisor import NOTHING_RUNNING, Supervisor
 from dpiped.tensorboard import TensorBoard
 
 SAVE_TICK = 0.1
@@ -55,8 +55,7 @@ class Verbs:
                 wanted = Wanted(Path(request.config), request.num_gpus, request.args, dict(request.env))
                 return await self._supervisor.start(wanted)
             case messages.Resume():
-                config = Path(request.config) if request.config else None
-                return await self._supervisor.resume(request.run, config, request.args, dict(request.env))
+                return await self._resume(request)
             case messages.Stop():
                 return await self._supervisor.stop(request.how, request.timeout, "request")
             case messages.Save():
@@ -85,19 +84,29 @@ class Verbs:
         return messages.Welcome(dpiped.__version__, messages.PROTOCOL, os.getpid())
 
     def _status(self) -> messages.Status:
-        return self._supervisor.status(self._tensorboard.view)
+        return view.status(self._supervisor, self._tensorboard.view)
 
     async def _watch(self, request: messages.Watch) -> AnyReply:
         await self._supervisor.wait_until(lambda: self._supervisor.revision != request.after, request.wait)
         return self._status()
 
+    async def _resume(self, request: messages.Resume) -> AnyReply:
+        self._supervisor.require_idle()
+        config = Path(request.config) if request.config else None
+        wanted = resume.plan(self._supervisor.runs, request.run, config, request.args, dict(request.env))
+        return await self._supervisor.start(wanted)
+
     async def _save(self, request: messages.Save) -> AnyReply:
-        token = request.after or self._supervisor.request_save()
         live = self._supervisor.live
+        if live is None:
+            raise Refused(NOTHING_RUNNING)
+        token = request.after or saving.request(live)
         until = time.monotonic() + request.wait
-        while (checkpoint := self._supervisor.saved_since(token)) is None and time.monotonic() < until:
+        while (checkpoint := saving.done_since(self._supervisor.live, token)) is None:
+            if time.monotonic() >= until:
+                break
             await asyncio.sleep(SAVE_TICK)
-        return messages.Saved(live.id if live else "", checkpoint, token)
+        return messages.Saved(live.id, checkpoint, token)
 
     async def _wait(self, request: messages.WaitRun) -> AnyReply:
         run = self._run_id(request.run)

@@ -240,7 +240,7 @@ def _model(table: Table, resolution: int) -> ModelConfig:
         depth=table.integer("depth", depth),
         stem=table.integer("stem", stem if width >= 64 else 8),
         patch=patch,
-        dtype=table.choice("dtype", ("float32", "bfloat16")),
+        dtype=table.choice("dtype", ("float32", "bfloat16"), "float32"),
         timestep_sample_method=table.choice(
             "timestep_sample_method", ("logit_normal", "uniform"), "logit_normal"
         ),

@@ -1,0 +1,68 @@
+"""What a new daemon does with the runs of the one before it.
+
+Why: the daemon before may have been killed in the middle of anything. Each run without a recorded
+outcome is looked at: alive, then it is adopted; ended, then its outcome is concluded from its records
+and its log; unreadable, then it is left alone and said.
+
+Known gap: a run that is alive beside the adopted one (which only a hand-made state can bring about) is
+reported, not followed.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from dpiped import history, lifecycle, messages, procs, rundir
+from dpiped.errors import RunDamaged
+from dpiped.live import LiveRun
+from dpiped.rundir import Concluded, Spec, StopAsked
+from dpiped.settings import Settings
+
+log = logging.getLogger("dpiped.run")
+
+
+def sort_out(settings: Settings, runs: Path) -> tuple[list[LiveRun], list[str]]:
+    """Concludes what ended unseen. Returns the runs that are alive, newest first, and what went wrong."""
+    alive: list[LiveRun] = []
+    problems: list[str] = []
+    for name in rundir.names(runs):
+        try:
+            if rundir.read(runs / name, Concluded) is None and (found := _look_at(settings, runs / name)):
+                alive.append(found)
+        except (RunDamaged, OSError) as error:
+            problems.append(f"run {name} is damaged: {error}")
+    problems += [f"run {other.id} is alive beside {alive[0].id}; it is not followed" for other in alive[1:]]
+    return alive, problems
+
+
+def last_run(runs: Path, active: str | None) -> messages.LastRun | None:
+    """The newest run with a recorded outcome, the active one left out."""
+    for name in rundir.names(runs):
+        try:
+            if name != active and (found := history.last_run(runs / name, name)):
+                return found
+        except RunDamaged:
+            log.debug("run %s is damaged", name)
+    return None
+
+
+def pending_stop(live: LiveRun, ladder: lifecycle.Ladder) -> tuple[lifecycle.Stopping | None, str]:
+    """The stop that was under way, and who asked. A deadline of another boot has passed."""
+    asked = rundir.read(live.folder, StopAsked)
+    if asked is None:
+        return None, ""
+    deadline = asked.deadline if asked.boot == procs.boot_id() else time.monotonic()
+    return lifecycle.Stopping(live.id, asked.how, deadline, ladder), asked.by
+
+
+def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
+    spec = rundir.read(folder, Spec)
+    if spec is None:
+        raise RunDamaged("it has no spec.json", field="spec.json")
+    live = LiveRun(settings, spec)
+    live.look_for_launch()
+    if live.exit_record() is None and (live.runner_is_alive() or live.members()):
+        return live
+    rundir.write(folder, history.conclude_from_records(folder, spec))
+    log.info("run %s ended while no daemon ran", spec.run)
+    return None

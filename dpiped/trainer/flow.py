@@ -1,0 +1,44 @@
+"""Rectified flow: the training loss, and sampling by walking the learned velocity back from noise.
+
+Why: noise and image are joined by a straight line, x(t) = (1 - t) image + t noise, and the network learns
+its velocity, noise - image. Sampling follows it from t = 1 to 0; classifier-free guidance pushes away from
+what it would do without a caption.
+
+Known gap: plain Euler steps; guidance doubles the cost even at 1.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpiped.trainer.dataset import Pixels
+from dpiped.trainer.model import Velocity
+from dpiped.trainer.spec import ModelSpec
+from dpiped.trainer.text import Tokenizer
+
+
+def velocity_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error, a scalar."""
+    return F.mse_loss(predicted.float(), wanted)
+
+
+@torch.no_grad()
+def sample(
+    model: Velocity, spec: ModelSpec, captions: list[str], *, steps: int, guidance: float, seed: int
+) -> Pixels:
+    """One image per caption, [captions, side, side, 3]; the same for the same weights and arguments."""
+    device = next(model.parameters()).device
+    tokenizer = Tokenizer(spec.vocabulary, spec.max_tokens)
+    ids = torch.tensor([tokenizer.encode(caption) for caption in captions])
+    both = torch.cat((ids, torch.tensor([tokenizer.null()] * len(captions)))).to(device)
+    shape = (len(captions), 3, spec.resolution, spec.resolution)
+    generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    x = torch.from_numpy(generator.standard_normal(shape, np.float32)).to(device)
+    times = torch.linspace(1, 0, steps + 1).tolist()
+    for now, then in zip(times, times[1:], strict=False):
+        time = torch.full((len(both),), now, device=device)
+        with_caption, without = model(torch.cat((x, x)), time, both).chunk(2)
+        x = x + (then - now) * (without + guidance * (with_caption - without))
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()

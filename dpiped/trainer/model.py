@@ -1,0 +1,179 @@
+"""The network: a diffusion transformer on patches between a convolutional stem and head, as pipeline layers.
+
+Why: a plain patch transformer learns no shapes within the minutes that a CPU has. Convolutions at full
+resolution before and after it, and a 3x3 depthwise one in each block, give it the neighbourhood that
+attention has to learn from much more data. Every layer takes and gives the same tuple of tensors, so
+DeepSpeed may cut the list anywhere between two of them.
+
+All floating tensors of the tuple reach the head: DeepSpeed sends a gradient back for each of them over a
+stage border and fails if there is none.
+
+Known gap: square images of one size only, since positions are learned; no activation checkpointing.
+"""
+
+import math
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpiped.trainer.spec import ModelSpec
+from dpiped.trainer.text import PAD
+
+State: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""(patches [B, N, D], stem [B, C, side, side], time [B, D], words [B, L, D], word mask [B, L] 0/1)."""
+TIME_FEATURES = 64
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without parameters, then scaled and shifted per image; x is [B, N, D], the others [B, D]."""
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale[:, None]) + shift[:, None]
+
+
+def condition(time: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    """Time and the mean of the caption's words, [B, D]."""
+    weight = mask[..., None].to(words.dtype)
+    return F.silu(time + (words * weight).sum(1) / weight.sum(1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention over [B, N, D]; mask is [B, N of k] with 1 for what may be seen."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    seen = None if mask is None else mask[:, None, None, :].bool()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+class Layer(nn.Module):
+    """One layer of the pipeline. In bfloat16 it computes so where that is safe; parameters stay float32."""
+
+    bfloat16 = False
+
+    def forward(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...] | Tensor:
+        with torch.autocast(state[0].device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.run(*state)
+
+    def run(self, *state: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """What the layer does with the parts of the tuple."""
+        raise NotImplementedError
+
+
+class Embed(Layer):
+    """(noisy images, times, token ids) → State."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width, stem = spec.width, spec.stem
+        self.heads = spec.heads
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, stem, 3, padding=1), nn.SiLU(), nn.Conv2d(stem, stem, 3, padding=1)
+        )
+        self.patch = nn.Conv2d(stem, width, spec.patch, spec.patch)
+        self.position = nn.Parameter(torch.randn(1, (spec.resolution // spec.patch) ** 2, width) * 0.02)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.word = nn.Embedding(len(spec.vocabulary), width)
+        self.word_position = nn.Parameter(torch.randn(1, spec.max_tokens, width) * 0.02)
+        self.word_qkv = nn.Linear(width, 3 * width)
+        self.word_out = nn.Linear(width, width)
+
+    def run(self, *batch: Tensor) -> State:
+        noisy, time, ids = batch
+        stem = self.stem(noisy)
+        patches = self.patch(stem).flatten(2).transpose(1, 2) + self.position
+        mask = (ids != PAD).to(torch.int64)
+        words = self.word(ids) + self.word_position
+        q, k, v = self.word_qkv(F.layer_norm(words, words.shape[-1:])).chunk(3, -1)
+        words = words + self.word_out(attend(q, k, v, self.heads, mask))
+        return patches, stem, self.time(time_features(time)), words, mask
+
+
+def time_features(time: Tensor) -> Tensor:
+    """Sines and cosines of times from 0 to 1, [B, TIME_FEATURES]."""
+    half = TIME_FEATURES // 2
+    scale = torch.exp(torch.arange(half, device=time.device) * (-math.log(10000) / half))
+    angle = 1000 * time.float()[:, None] * scale
+    return torch.cat((angle.cos(), angle.sin()), -1)
+
+
+class Block(Layer):
+    """State → State: patches attend to patches and words, then an MLP with a depthwise convolution."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width = spec.width
+        self.heads, self.side = spec.heads, spec.resolution // spec.patch
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.word_kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.depthwise = nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=4 * width)
+        self.down = nn.Linear(4 * width, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def run(self, *state: Tensor) -> State:
+        x, stem, time, words, mask = state
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition(time, words, mask)).chunk(
+            6, -1
+        )
+        q, k, v = self.qkv(modulate(x, shift1, scale1)).chunk(3, -1)
+        word_k, word_v = self.word_kv(F.layer_norm(words, words.shape[-1:])).chunk(2, -1)
+        seen = torch.cat((mask.new_ones(x.shape[:2]), mask), 1)
+        mixed = attend(q, torch.cat((k, word_k), 1), torch.cat((v, word_v), 1), self.heads, seen)
+        x = x + gate1[:, None] * self.out(mixed)
+        return x + gate2[:, None] * self.mlp(modulate(x, shift2, scale2)), stem, time, words, mask
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
+        grid = self.up(x).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        return self.down(F.gelu(self.depthwise(grid)).permute(0, 2, 3, 1).flatten(1, 2))
+
+
+class Head(Layer):
+    """State → velocity [B, 3, side, side], float32."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.side, self.patch = spec.resolution // spec.patch, spec.patch
+        self.modulation = nn.Linear(spec.width, 2 * spec.width)
+        self.unpatch = nn.Linear(spec.width, spec.patch**2 * spec.stem)
+        self.merge = nn.Conv2d(2 * spec.stem, spec.stem, 3, padding=1)
+        self.out = nn.Conv2d(spec.stem, 3, 3, padding=1)
+        for layer in (self.modulation, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def run(self, *state: Tensor) -> Tensor:
+        x, stem, time, words, mask = state
+        shift, scale = self.modulation(condition(time, words, mask)).chunk(2, -1)
+        patches = self.unpatch(modulate(x, shift, scale)).transpose(1, 2)
+        grid = F.pixel_shuffle(patches.unflatten(2, (self.side, self.side)), self.patch)
+        return self.out(F.silu(self.merge(torch.cat((grid, stem), 1)))).float()
+
+
+def build_layers(spec: ModelSpec, seed: int, bfloat16: bool = False) -> list[Layer]:
+    """All layers with their first weights; equal on every rank, whatever part of them it keeps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[Layer] = [Embed(spec), *(Block(spec) for _ in range(spec.depth)), Head(spec)]
+    for layer in layers:
+        layer.bfloat16 = bfloat16
+    return layers
+
+
+class Velocity(nn.Module):
+    """The whole model in one piece, for sampling. Parameter names are those of the pipeline's layers."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        for index, layer in enumerate(build_layers(spec, 0)):
+            self.add_module(str(index), layer)
+        self.requires_grad_(False)
+
+    def forward(self, noisy: Tensor, time: Tensor, ids: Tensor) -> Tensor:
+        """[B, 3, side, side], [B] and [B, L] → [B, 3, side, side]."""
+        state: tuple[Tensor, ...] | Tensor = (noisy, time, ids)
+        for layer in self.children():
+            state = layer(state)
+        return state if isinstance(state, Tensor) else state[0]
