@@ -133,6 +133,8 @@ class _Run:
                 ended.update(left)
             time.sleep(LOOK_EVERY)
             _reap()
+        # All that is left are the dead; waiting for them can't block, and leaves no zombie to init.
+        _reap(options=0)
         return len(ended)
 
     def _members(self) -> list[Identity]:
@@ -152,10 +154,10 @@ def _wait_for(pid: int) -> int:
             return status
 
 
-def _reap() -> None:
+def _reap(options: int = os.WNOHANG) -> None:
     while True:
         try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, _ = os.waitpid(-1, options)
         except ChildProcessError:
             return
         if pid == 0:

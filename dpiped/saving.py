@@ -16,6 +16,7 @@ from dpiped.live import LiveRun
 
 def request(live: LiveRun) -> str:
     """Writes the `save` file. Returns a token for `done_since`. Raises Refused if there is nowhere to."""
+    live.find_files()
     if live.train_dir is None:
         phase = live.progress.snapshot().phase
         raise Refused(
@@ -28,6 +29,7 @@ def request(live: LiveRun) -> str:
 
 def request_and_quit(live: LiveRun) -> bool:
     """Writes the `save_quit` file. False if there is nowhere to. Raises OSError."""
+    live.find_files()
     if live.train_dir is None:
         return False
     (live.train_dir / "save_quit").touch()

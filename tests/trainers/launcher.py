@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Stands where `deepspeed` stands: takes its flags, runs the script as one rank, passes on its exit code.
 
 It starts in milliseconds, so that tests of the daemon need not wait for torch. Like the real one it has

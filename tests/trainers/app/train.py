@@ -22,6 +22,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def say_as_deepspeed(text: str) -> None:
+    say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] {text}")
+
+
 class Training:
     """The well-behaved part: run directory, step lines, checkpoints, signal files."""
 
@@ -44,7 +48,7 @@ class Training:
             self.step = int((self.run_dir / "latest").read_text().removeprefix("global_step"))
         else:
             self.run_dir = output / datetime.now(UTC).strftime("%Y%m%d_%H-%M-%S")
-            self.run_dir.mkdir(parents=True)
+            self.run_dir.mkdir(parents=True, exist_ok=True)
             shutil.copy(self.options.config, self.run_dir)
             shutil.copy(self.config["dataset"], self.run_dir)
             (self.run_dir / "events.out.tfevents.1.host.1.0").write_bytes(b"")
@@ -55,7 +59,8 @@ class Training:
     def one_step(self) -> None:
         self.step += 1
         time.sleep(self.seconds)
-        say(f"steps: {self.step} loss: {1 / self.step:.4f} iter time (s): {self.seconds:.3f} samples/sec: 13.824")
+        loss = 1 / self.step
+        say(f"steps: {self.step} loss: {loss:.4f} iter time (s): {self.seconds:.3f} samples/sec: 13.824")
         assert self.run_dir is not None
         for name in ("save", "save_quit"):
             if (self.run_dir / name).exists():
@@ -68,11 +73,11 @@ class Training:
     def checkpoint(self) -> None:
         assert self.run_dir is not None
         tag = f"global_step{self.step}"
-        say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] [Torch] Checkpoint {tag} is about to be saved!")
+        say_as_deepspeed(f"[Torch] Checkpoint {tag} is about to be saved!")
         folder = self.run_dir / tag
         folder.mkdir(exist_ok=True)
         (folder / "mp_rank_00_model_states.pt").write_bytes(b"weights")
-        say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] Saving model checkpoint: {folder}/mp_rank_00_model_states.pt")
+        say_as_deepspeed(f"Saving model checkpoint: {folder}/mp_rank_00_model_states.pt")
         (self.run_dir / "latest").write_text(tag)
 
     def train(self) -> None:
@@ -124,7 +129,10 @@ def caching_hang(training: Training) -> None:
     del training
     say("using video_clip_mode=single_beginning")
     print("Process Process-2:\nTraceback (most recent call last):", file=sys.stderr)
-    print('  File "dataset.py", line 673, in _get\nAssertionError: Directory /data had no images/videos!', file=sys.stderr)
+    print(
+        '  File "dataset.py", line 673, in _get\nAssertionError: Directory /data had no images/videos!',
+        file=sys.stderr,
+    )
     time.sleep(600)
 
 

@@ -1,0 +1,182 @@
+"""A real daemon in a workspace of its own, driven through the real client, as a user has it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dpipectl.client import Client
+from dpiped import messages
+from dpiped.settings import RUN_MARKER
+from tests.helpers import TRAINERS, wait_until
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def processes_of_run(run: str) -> list[int]:
+    """Pids of all processes, zombies left out, whose environment carries the run's marker."""
+    marker = f"{RUN_MARKER}={run}".encode()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if marker in environment and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (OSError, psutil.Error):
+            continue
+    return found
+
+
+class Workspace:
+    """Directories, environment and daemons of one test. The path is short: AF_UNIX has 107 bytes."""
+
+    def __init__(self, **variables: str) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="dpiped-"))
+        for name in ("configs", "datasets/set", "outputs"):
+            (self.root / name).mkdir(parents=True)
+        launcher = self.root / "bin/deepspeed"
+        launcher.parent.mkdir()
+        launcher.write_text(f"#!{sys.executable}\n{(TRAINERS / 'launcher.py').read_text()}")
+        launcher.chmod(0o755)
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("DIFFPIPE_", "NCCL_"))},
+            "WORKSPACE_ROOT": str(self.root),
+            "DIFFPIPE_SOCKET": str(self.root / "run/d.sock"),
+            "DIFFPIPE_PORT": str(free_port()),
+            "DIFFPIPE_APP_DIR": str(TRAINERS / "app"),
+            "DEEPSPEED_BIN": str(launcher),
+            "DIFFPIPE_ALLOWED_ROOTS": str(self.root),
+            # Most tests need no TensorBoard; those that do remove these two.
+            "DIFFPIPE_CONFIG": str(self.root / "configs/none.toml"),
+            "DIFFPIPE_TENSORBOARD": "0",
+            **variables,
+        }
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.runs_dir = self.root / "diffpipe/runs"
+
+    # --- files
+
+    def config(self, behaviour: str = "well_behaved", name: str = "train", **script: object) -> Path:
+        """Writes a training TOML for the scripted trainer, and its data set TOML."""
+        data = self.root / "configs/dataset.toml"
+        data.write_text(f'resolutions = [32]\n[[directory]]\npath = "{self.root}/datasets/set"\n')
+        lines = [f"{key} = {json.dumps(value)}" for key, value in {"behaviour": behaviour, **script}.items()]
+        path = self.root / f"configs/{name}.toml"
+        path.write_text(
+            f'output_dir = "{self.root}/outputs"\ndataset = "{data}"\nepochs = 1\nsave_every_n_epochs = 1\n'
+            '[model]\ntype = "scripted"\n[script]\n' + "\n".join(lines) + "\n"
+        )
+        return path
+
+    def log_text(self, run: str) -> str:
+        return (self.runs_dir / run / "output.log").read_text(errors="replace")
+
+    # --- the daemon
+
+    def start_daemon(self, **variables: str) -> subprocess.Popen[bytes]:
+        with (self.root / "daemon.log").open("ab") as output:
+            self.daemon = subprocess.Popen(
+                [str(BIN / "dpiped")], env=self.env | variables, stdout=output, stderr=output, cwd=self.root
+            )
+        self.started.append(self.daemon)
+        daemon = self.daemon
+        wait_until(lambda: self.answers() or daemon.poll() is not None, "the daemon answers")
+        return daemon
+
+    def kill_daemon(self) -> None:
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+
+    def end_daemon(self) -> int:
+        assert self.daemon is not None
+        self.daemon.send_signal(signal.SIGTERM)
+        return self.daemon.wait(60)
+
+    def answers(self) -> bool:
+        return self.ctl("status")[0] == 0
+
+    def daemon_log(self) -> str:
+        return (self.root / "daemon.log").read_text()
+
+    # --- the client
+
+    def ctl(self, *words: str, timeout: float = 60) -> tuple[int, str, str]:
+        """Runs dpipectl. (exit code, stdout, stderr)"""
+        done = subprocess.run(
+            [str(BIN / "dpipectl"), *words],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def json(self, *words: str, code: int = 0, timeout: float = 60) -> Any:
+        """Runs dpipectl --json and reads its one document; the exit code must be `code`."""
+        got, out, err = self.ctl("--json", *words, timeout=timeout)
+        assert got == code, f"exit code {got} (not {code}) of {words}: {out}{err}"
+        return json.loads(out)
+
+    def client(self) -> Client:
+        return Client(self.env["DIFFPIPE_SOCKET"])
+
+    def start(self, config: Path, *words: str) -> str:
+        run: str = self.json("start", "--config", str(config), *words)["run"]
+        return run
+
+    def status(self) -> Any:
+        return self.json("status")
+
+    def until_step(self, step: int, deadline: float = 20) -> Any:
+        def reached() -> Any:
+            run = self.status()["run"]
+            return run if run and (run["step"] or 0) >= step else None
+
+        return wait_until(reached, f"step {step}", deadline)
+
+    def until_ended(self, run: str, deadline: float = 30) -> Any:
+        """The run's document once it has ended."""
+        code, out, err = self.ctl("--json", "wait", run, "--timeout", str(deadline))
+        assert code in (0, 1), err
+        document = json.loads(out)
+        assert "error" not in document, document
+        return document
+
+    def ask(self, request: messages.AnyRequest, wait: float = 0.0) -> messages.AnyReply:
+        client = self.client()
+        try:
+            return client.call(request, wait)
+        finally:
+            client.close()
+
+    # --- the end
+
+    def close(self) -> None:
+        """Ends every process of this workspace and removes it."""
+        for daemon in self.started:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait()
+        runs = [path.name for path in self.runs_dir.iterdir()] if self.runs_dir.exists() else []
+        for run in runs:
+            for pid in processes_of_run(run):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.root, ignore_errors=True)
