@@ -88,6 +88,8 @@ def last_run(folder: Path, run: str) -> messages.LastRun | None:
 
 def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     """The outcome of a run that nobody follows, from its records and its whole log. Raises RunDamaged."""
+    if rundir.read(folder, Exit) is None and rundir.read(folder, Launched) is None:
+        return Concluded("failed", "it was never launched: the daemon ended first", None)
     progress = Progress()
     follower = logs.Follower(folder / rundir.LOG)
     while chunk := follower.read():

@@ -122,7 +122,7 @@ def prepare_directory(directory: Path) -> None:
 
 
 def _field(text: str) -> str | None:
-    """The dotted field that msgspec names at the end of its text: ``... - at `$.env[...]` ``."""
-    unknown = text.partition("unknown field `")[2].partition("`")[0]
+    """The field that msgspec's text names: ``missing required field `x` ``, ``... - at `$.env[...]` ``."""
+    named = text.partition("field `")[2].partition("`")[0]
     path = text.rpartition("`$")[2].rstrip("`").lstrip(".").removesuffix("[...]") if "`$" in text else ""
-    return unknown or path or None
+    return named or path or None

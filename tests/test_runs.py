@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dpiped import messages
@@ -91,14 +92,8 @@ def sleepers_below(workspace: Workspace) -> list[int]:
     """Pids of `sleep` below the run's runner: the nameless trainer's child carries no marker."""
     run = workspace.status()["run"]["id"]
     runner = json.loads((workspace.runs_dir / run / "started.json").read_text())["runner"]["pid"]
-    out = subprocess.run(
-        ["ps", "-e", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split() for line in out.splitlines()]
-    family = {runner}
-    for _ in rows:
-        family |= {int(pid) for pid, parent, *_ in rows if int(parent) in family}
-    return [int(pid) for pid, _, name, *_ in rows if int(pid) in family and name == "sleep"]
+    family = psutil.Process(runner).children(recursive=True)
+    return [process.pid for process in family if process.name() == "sleep"]
 
 
 def test_a_killed_launcher_leaves_no_rank_and_is_no_success(dpiped: Workspace) -> None:

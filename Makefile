@@ -1,0 +1,38 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv by themselves.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find dpiped dpipectl -name '*.py')
+
+.PHONY: demo test check docs clean
+
+demo: $(VENV)/.project
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/.project check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.project
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.project
+	$(BIN)/python docs/generate_protocol.py
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# What the project needs, once; the constraints keep torch to a known build.
+$(VENV)/.needs: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("dpiped needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt '.[train,test]'
+	touch $@
+
+# The project itself, as a user gets it, whenever a source file has changed. (An editable install would
+# slow down every start of dpipectl by the finder that it adds.)
+$(VENV)/.project: $(VENV)/.needs $(SOURCES)
+	$(BIN)/pip install --quiet --no-deps --force-reinstall .
+	touch $@

@@ -1,0 +1,325 @@
+"""The state machine of a run: every state against every event, the ladder, and random orders of events."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from dpiped.lifecycle import (
+    KILL_AGAIN_AFTER,
+    RUNGS,
+    Action,
+    Adopt,
+    Climb,
+    Conclude,
+    Ended,
+    Event,
+    Fall,
+    Idle,
+    Ladder,
+    Launched,
+    Machine,
+    NotAllowed,
+    Record,
+    Rung,
+    Running,
+    Spawn,
+    Start,
+    Starting,
+    State,
+    Stop,
+    Stopping,
+    step,
+)
+
+LADDER = Ladder(save=600.0, term=20.0)
+OTHER_LADDER = Ladder(save=7.0, term=3.0)
+NOW = 1000.0
+
+
+def stopping(rung: Rung, deadline: float = 1100.0) -> Stopping:
+    return Stopping("a", rung, deadline, LADDER)
+
+
+def entered(rung: Rung, deadline: float, ladder: Ladder = LADDER) -> tuple[State, tuple[Action, ...]]:
+    return Stopping("a", rung, deadline, ladder), (Record("a", rung, deadline), Climb("a", rung, deadline))
+
+
+START, START_OTHER = Start("a"), Start("b")
+LAUNCHED, LAUNCHED_OTHER = Launched("a"), Launched("b")
+ENDED, ENDED_OTHER = Ended("a"), Ended("b")
+FALL = Fall(NOW)
+ADOPT_NEW, ADOPT_LAUNCHED = Adopt("a", launched=False), Adopt("a", launched=True)
+ADOPT_STOPPING = Adopt("a", launched=True, stopping=stopping("term"))
+STOPS: dict[Rung, Stop] = {rung: Stop(rung, NOW, LADDER) for rung in RUNGS}
+
+STATES: dict[str, State] = {
+    "idle": Idle(),
+    "starting": Starting("a"),
+    "running": Running("a"),
+    "on save": stopping("save"),
+    "on term": stopping("term"),
+    "on kill": stopping("kill"),
+}
+EVENTS: dict[str, Event] = {
+    "start": START,
+    "start of another": START_OTHER,
+    "launched": LAUNCHED,
+    "launched of another": LAUNCHED_OTHER,
+    "stop by save": STOPS["save"],
+    "stop by term": STOPS["term"],
+    "stop by kill": STOPS["kill"],
+    "fall": FALL,
+    "ended": ENDED,
+    "ended of another": ENDED_OTHER,
+    "adopt starting": ADOPT_NEW,
+    "adopt launched": ADOPT_LAUNCHED,
+    "adopt stopping": ADOPT_STOPPING,
+}
+CONCLUDED: tuple[State, tuple[Action, ...]] = (Idle(), (Conclude("a"),))
+ALLOWED: dict[tuple[str, str], tuple[State, tuple[Action, ...]]] = {
+    ("idle", "start"): (Starting("a"), (Spawn("a"),)),
+    ("idle", "start of another"): (Starting("b"), (Spawn("b"),)),
+    ("idle", "adopt starting"): (Starting("a"), ()),
+    ("idle", "adopt launched"): (Running("a"), ()),
+    ("idle", "adopt stopping"): (stopping("term"), (Climb("a", "term", 1100.0),)),
+    ("starting", "launched"): (Running("a"), ()),
+    ("starting", "stop by save"): entered("save", NOW + 600),
+    ("starting", "stop by term"): entered("term", NOW + 20),
+    ("starting", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("starting", "ended"): CONCLUDED,
+    ("running", "stop by save"): entered("save", NOW + 600),
+    ("running", "stop by term"): entered("term", NOW + 20),
+    ("running", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("running", "ended"): CONCLUDED,
+    ("on save", "launched"): (stopping("save"), (Climb("a", "save", 1100.0),)),
+    ("on save", "stop by save"): (stopping("save"), ()),
+    ("on save", "stop by term"): entered("term", NOW + 20),
+    ("on save", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("on save", "fall"): entered("term", NOW + 20),
+    ("on save", "ended"): CONCLUDED,
+    ("on term", "launched"): (stopping("term"), (Climb("a", "term", 1100.0),)),
+    ("on term", "stop by save"): (stopping("term"), ()),
+    ("on term", "stop by term"): (stopping("term"), ()),
+    ("on term", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("on term", "fall"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("on term", "ended"): CONCLUDED,
+    ("on kill", "launched"): (stopping("kill"), (Climb("a", "kill", 1100.0),)),
+    ("on kill", "stop by save"): (stopping("kill"), ()),
+    ("on kill", "stop by term"): (stopping("kill"), ()),
+    ("on kill", "stop by kill"): (stopping("kill"), ()),
+    ("on kill", "fall"): (
+        stopping("kill", NOW + KILL_AGAIN_AFTER),
+        (Climb("a", "kill", NOW + KILL_AGAIN_AFTER),),
+    ),
+    ("on kill", "ended"): CONCLUDED,
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_meets_every_event(state: str, event: str) -> None:
+    expected = ALLOWED.get((state, event))
+    if expected is not None:
+        assert step(STATES[state], EVENTS[event]) == expected
+        return
+    with pytest.raises(NotAllowed) as refusal:
+        step(STATES[state], EVENTS[event])
+    assert (refusal.value.state, refusal.value.event) == (STATES[state], EVENTS[event])
+
+
+def test_a_refused_event_changes_nothing_and_carries_the_history() -> None:
+    machine = Machine()
+    machine.feed(START)
+    machine.feed(LAUNCHED)
+    with pytest.raises(NotAllowed) as refusal:
+        machine.feed(START_OTHER)
+    assert machine.state == Running("a")
+    assert refusal.value.state == Running("a")
+    assert refusal.value.event == START_OTHER
+    assert refusal.value.history == ((Idle(), START), (Starting("a"), LAUNCHED))
+    assert machine.feed(ENDED) == (Conclude("a"),)
+
+
+def test_the_history_is_bounded_and_keeps_the_newest() -> None:
+    machine = Machine()
+    for number in range(30):
+        machine.feed(Start(f"run{number}"))
+        machine.feed(Ended(f"run{number}"))
+    with pytest.raises(NotAllowed) as refusal:
+        machine.feed(FALL)
+    assert len(refusal.value.history) == 20
+    assert refusal.value.history[-1] == (Starting("run29"), Ended("run29"))
+
+
+def rungs_of(actions: Sequence[Action]) -> list[tuple[Rung, float]]:
+    return [(action.rung, action.deadline) for action in actions if isinstance(action, Climb)]
+
+
+def test_the_ladder_falls_from_save_to_term_to_kill_and_kills_again() -> None:
+    machine = Machine()
+    machine.feed(START)
+    machine.feed(LAUNCHED)
+    assert rungs_of(machine.feed(Stop("save", 0.0, LADDER))) == [("save", 600.0)]
+    assert rungs_of(machine.feed(Fall(601.0))) == [("term", 621.0)]
+    assert rungs_of(machine.feed(Fall(622.0))) == [("kill", 623.0)]
+    again = machine.feed(Fall(623.5))
+    assert again == (Climb("a", "kill", 624.5),)
+    assert rungs_of(machine.feed(Fall(624.5))) == [("kill", 625.5)]
+    assert machine.feed(ENDED) == (Conclude("a"),)
+    assert machine.state == Idle()
+
+
+def test_a_stronger_stop_jumps_and_brings_its_own_ladder() -> None:
+    state, _ = step(stopping("save"), Stop("term", NOW, OTHER_LADDER))
+    assert state == Stopping("a", "term", NOW + 3.0, OTHER_LADDER)
+
+
+def test_a_weaker_stop_keeps_rung_deadline_and_ladder() -> None:
+    before = stopping("term")
+    assert step(before, Stop("save", NOW, OTHER_LADDER)) == (before, ())
+
+
+def test_a_stop_while_starting_is_sent_again_once_the_child_is_known() -> None:
+    machine = Machine()
+    machine.feed(START)
+    machine.feed(STOPS["term"])
+    assert machine.feed(LAUNCHED) == (Climb("a", "term", NOW + 20),)
+    assert machine.state == Stopping("a", "term", NOW + 20, LADDER)
+
+
+@pytest.mark.parametrize("state", [name for name in STATES if name != "idle"])
+def test_a_run_that_ended_leaves_room_for_the_next(state: str) -> None:
+    after, actions = step(STATES[state], ENDED)
+    assert actions == (Conclude("a"),)
+    assert step(after, START_OTHER) == (Starting("b"), (Spawn("b"),))
+
+
+def test_an_adopted_stop_whose_deadline_passed_goes_on_down_the_ladder() -> None:
+    machine = Machine()
+    adopted = Stopping("a", "save", NOW - 5, LADDER)
+    assert machine.feed(Adopt("a", launched=True, stopping=adopted)) == (Climb("a", "save", NOW - 5),)
+    assert rungs_of(machine.feed(FALL)) == [("term", NOW + 20)]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Feeds whatever comes to one machine, beside a naive account of what may be true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Machine()
+        self.now = 0.0
+        self.active: str | None = None
+        self.rung = -1
+        self.spawned: list[str] = []
+        self.taken_in: list[str] = []
+        self.concluded: list[str] = []
+
+    def feed(self, event: Event) -> bool:
+        before = self.machine.state
+        try:
+            actions = self.machine.feed(event)
+        except NotAllowed:
+            assert self.machine.state == before
+            return False
+        for action in actions:
+            match action:
+                case Spawn(run):
+                    assert isinstance(before, Idle), "spawned beside another run"
+                    self.spawned.append(run)
+                case Conclude(run):
+                    assert run == self.active
+                    self.concluded.append(run)
+                case Climb(run, rung, deadline):
+                    assert run == self.active or isinstance(event, Adopt)
+                    assert RUNGS.index(rung) >= self.rung
+                    if isinstance(event, Stop | Fall):
+                        assert deadline > self.now
+                case Record(run, rung, deadline):
+                    assert self.machine.state == Stopping(run, rung, deadline, LADDER)
+        return True
+
+    @rule(seconds=st.floats(0.001, 1000))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(run=st.sampled_from("abc"))
+    def start(self, run: str) -> None:
+        allowed = self.feed(Start(run))
+        assert allowed == (self.active is None)
+        if allowed:
+            self.active, self.rung = run, -1
+            self.taken_in.append(run)
+
+    @rule(run=st.sampled_from("abc"), launched=st.booleans(), rung=st.none() | st.sampled_from(RUNGS))
+    def adopt(self, run: str, launched: bool, rung: Rung | None) -> None:
+        stop = Stopping(run, rung, self.now + 1, LADDER) if rung else None
+        if self.active is None:
+            self.rung = -1
+        allowed = self.feed(Adopt(run, launched, stop))
+        assert allowed == (self.active is None)
+        if allowed:
+            self.active, self.rung = run, RUNGS.index(rung) if rung else -1
+            self.taken_in.append(run)
+
+    @rule(run=st.sampled_from("abc"))
+    def launched(self, run: str) -> None:
+        self.feed(Launched(run))
+
+    @rule(rung=st.sampled_from(RUNGS))
+    def stop(self, rung: Rung) -> None:
+        allowed = self.feed(Stop(rung, self.now, LADDER))
+        assert allowed == (self.active is not None)
+        if allowed:
+            self.rung = max(self.rung, RUNGS.index(rung))
+
+    @rule()
+    def fall(self) -> None:
+        allowed = self.feed(Fall(self.now))
+        assert allowed == (self.rung >= 0)
+        if allowed:
+            self.rung = min(self.rung + 1, len(RUNGS) - 1)
+
+    @rule(run=st.sampled_from("abc"))
+    def ended(self, run: str) -> None:
+        if self.feed(Ended(run)):
+            assert run == self.active
+            self.active, self.rung = None, -1
+
+    @precondition(lambda self: self.active is not None)
+    @rule()
+    def the_active_run_ended(self) -> None:
+        assert self.active is not None
+        self.ended(self.active)
+        assert self.active is None
+
+    @invariant()
+    def agrees_with_the_account(self) -> None:
+        state = self.machine.state
+        assert (None if isinstance(state, Idle) else state.run) == self.active
+        assert (RUNGS.index(state.rung) if isinstance(state, Stopping) else -1) == self.rung
+        ended = self.taken_in if self.active is None else self.taken_in[:-1]
+        assert self.concluded == ended, "each run is concluded exactly once, in order"
+        assert len(self.spawned) <= len(self.taken_in)
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+@given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=40))
+def test_the_rung_never_weakens_while_a_run_stops(names: list[str]) -> None:
+    machine = Machine()
+    for name in names:
+        before = machine.state
+        try:
+            machine.feed(EVENTS[name])
+        except NotAllowed:
+            continue
+        after = machine.state
+        if isinstance(before, Stopping) and isinstance(after, Stopping):
+            assert after.run == before.run
+            assert RUNGS.index(after.rung) >= RUNGS.index(before.rung)
+        elif isinstance(before, Stopping):
+            assert after == Idle(), "out of stopping leads only the run's end"

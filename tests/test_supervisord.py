@@ -1,0 +1,137 @@
+"""A real supervisord with the shipped program section."""
+
+import configparser
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import BIN, Workspace, processes_of_run
+from tests.helpers import HERE, require, wait_until
+
+CONF = HERE.parent / "etc/supervisor/diffpipe.conf"
+pytestmark = pytest.mark.timeout(120)
+
+
+class Supervisord:
+    """The shipped `[program:diffpipe]`, with this test's paths and environment put in their places."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        root = workspace.root
+        shipped = configparser.RawConfigParser()
+        shipped.read(CONF)
+        program = dict(shipped["program:diffpipe"])
+        program["command"] = str(BIN / "dpiped")
+        program["directory"] = str(root)
+        (root / "logs").mkdir(exist_ok=True)
+        for stream in ("stdout_logfile", "stderr_logfile"):
+            program[stream] = str(root / "logs" / Path(program[stream]).name)
+        keep = ("WORKSPACE_ROOT", "DEEPSPEED_BIN")
+        variables = {k: v for k, v in workspace.env.items() if k.startswith("DIFFPIPE_") or k in keep}
+        program["environment"] = ",".join(f'{name}="{value}"' for name, value in variables.items())
+        own = configparser.RawConfigParser()
+        own["unix_http_server"] = {"file": str(root / "s.sock")}
+        own["supervisord"] = {
+            "logfile": str(root / "s.log"),
+            "pidfile": str(root / "s.pid"),
+            "nodaemon": "true",
+        }
+        factory = "supervisor.rpcinterface:make_main_rpcinterface"
+        own["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": factory}
+        own["supervisorctl"] = {"serverurl": f"unix://{root}/s.sock"}
+        own["program:diffpipe"] = program
+        self.conf = root / "supervisord.conf"
+        with self.conf.open("w") as file:
+            own.write(file)
+        self.process = subprocess.Popen(
+            [str(BIN / "supervisord"), "-c", str(self.conf)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: "RUNNING" in self.ctl("status", "diffpipe"), "diffpipe is RUNNING")
+
+    def ctl(self, *words: str) -> str:
+        command = [str(BIN / "supervisorctl"), "-c", str(self.conf), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+
+@pytest.fixture
+def supervised(workspace: Workspace) -> Iterator[Supervisord]:
+    require((BIN / "supervisord").exists(), "supervisor is not installed")
+    made = Supervisord(workspace)
+    yield made
+    made.close()
+
+
+def test_start_status_restart_and_stop(supervised: Supervisord) -> None:
+    workspace = supervised.workspace
+    wait_until(workspace.answers, "the daemon answers")
+    first = workspace.status()["pid"]
+    run = workspace.start(workspace.config(steps=1_000_000))
+    workspace.until_step(2)
+    assert "diffpipe: started" in supervised.ctl("restart", "diffpipe")
+    assert processes_of_run(run) == []
+    wait_until(workspace.answers, "the daemon answers")
+    assert workspace.status()["pid"] != first
+    assert workspace.status()["last_run"]["outcome"] == "stopped"
+    again = workspace.start(workspace.config(steps=1_000_000))
+    workspace.until_step(2)
+    assert "diffpipe: stopped" in supervised.ctl("stop", "diffpipe")
+    assert processes_of_run(again) == []
+    assert "STOPPED" in supervised.ctl("status", "diffpipe")
+    assert workspace.ctl("status")[0] == 3
+    assert "listening on" in (workspace.root / "logs/diffpipe.out.log").read_text()
+    assert "diffpipe: started" in supervised.ctl("start", "diffpipe")
+
+
+def test_a_crashed_daemon_is_restarted_and_adopts_the_run(supervised: Supervisord) -> None:
+    workspace = supervised.workspace
+    wait_until(workspace.answers, "the daemon answers")
+    run = workspace.start(workspace.config(steps=200))
+    workspace.until_step(2)
+    subprocess.run(["kill", "-9", str(workspace.status()["pid"])], check=True)
+    wait_until(workspace.answers, "supervisord has restarted it")
+    assert workspace.status()["run"]["id"] == run
+    assert workspace.until_ended(run)["outcome"] == "completed"
+
+
+def test_a_completed_service_config_is_not_trained_again_by_a_restart(workspace: Workspace) -> None:
+    require((BIN / "supervisord").exists(), "supervisor is not installed")
+    workspace.env["DIFFPIPE_CONFIG"] = str(workspace.config(steps=3))
+    supervised = Supervisord(workspace)
+    try:
+        wait_until(lambda: workspace.answers() and workspace.status()["last_run"], "the run has ended")
+        assert "diffpipe: started" in supervised.ctl("restart", "diffpipe")
+        log = workspace.root / "logs/diffpipe.out.log"
+        wait_until(lambda: "is not trained again" in log.read_text(), "the decision")
+        assert [run["state"] for run in workspace.json("runs")] == ["completed"]
+    finally:
+        supervised.close()
+
+
+def test_status_takes_at_most_seven_tenths_of_supervisorctl_status(supervised: Supervisord) -> None:
+    workspace = supervised.workspace
+    wait_until(workspace.answers, "the daemon answers")
+    workspace.start(workspace.config(steps=1_000_000))
+    ours = [str(BIN / "dpipectl"), "status"]
+    theirs = [str(BIN / "supervisorctl"), "-c", str(supervised.conf), "status"]
+    assert shutil.which(ours[0])
+
+    def seconds(command: list[str]) -> float:
+        begun = time.perf_counter()
+        subprocess.run(command, env=workspace.env, capture_output=True, check=True)
+        return time.perf_counter() - begun
+
+    # In turn, so that a change in the machine's speed meets both.
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(21)][1:]
+    median = [sorted(column)[len(pairs) // 2] for column in zip(*pairs, strict=True)]
+    assert median[0] <= 0.7 * median[1], f"{median[0] * 1000:.1f} ms against {median[1] * 1000:.1f} ms"

@@ -1,0 +1,153 @@
+"""The real TensorBoard as the daemon's child: ready, listing runs, killed, crowded out, gone with it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.harness import Workspace
+from tests.helpers import require, wait_until
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def board() -> Iterator[Workspace]:
+    """A workspace whose daemon runs TensorBoard only."""
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('tensorboard') is None)"
+    require(
+        subprocess.run([sys.executable, "-c", code], check=False).returncode == 0,
+        "tensorboard is not installed",
+    )
+    workspace = Workspace(DIFFPIPE_CONFIG="", DIFFPIPE_TENSORBOARD="1")
+    yield workspace
+    workspace.close()
+
+
+def until_ready(workspace: Workspace) -> Any:
+    return wait_until(
+        lambda: (found := workspace.status()["tensorboard"])["state"] == "ready" and found,
+        "TensorBoard is ready",
+        deadline=40,
+    )
+
+
+def listed_runs(url: str) -> list[str]:
+    with urllib.request.urlopen(url + "data/runs", timeout=10) as answer:
+        found: list[str] = json.load(answer)
+    return found
+
+
+def child_pid(workspace: Workspace) -> int:
+    assert workspace.daemon is not None
+    pid = workspace.daemon.pid
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def write_events(folder: Path, tag: str = "train/loss") -> None:
+    """A real event file, written by TensorBoard's own writer."""
+    code = (
+        "import sys, time\n"
+        "from tensorboard.summary.writer.event_file_writer import EventFileWriter\n"
+        "from tensorboard.compat.proto.event_pb2 import Event\n"
+        "from tensorboard.compat.proto.summary_pb2 import Summary\n"
+        "writer = EventFileWriter(sys.argv[1])\n"
+        "for step in range(3):\n"
+        "    value = Summary.Value(tag=sys.argv[2], simple_value=1.0 / (step + 1))\n"
+        "    writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))\n"
+        "writer.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), tag], check=True)
+
+
+def test_tensorboard_only_mode_is_ready_and_trains_nothing(board: Workspace) -> None:
+    board.start_daemon()
+    ready = until_ready(board)
+    assert ready["url"] == f"http://localhost:{board.env['DIFFPIPE_PORT']}/"
+    with urllib.request.urlopen(ready["url"], timeout=10) as answer:
+        assert answer.status == 200
+    assert board.json("runs") == []
+    port = int(board.env["DIFFPIPE_PORT"])
+    listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert [tuple(address) for address in listening if address[1] == port] == [("127.0.0.1", port)]
+
+
+def test_a_killed_tensorboard_is_back_within_ten_seconds(board: Workspace) -> None:
+    board.start_daemon()
+    until_ready(board)
+    os.kill(child_pid(board), signal.SIGKILL)
+    wait_until(lambda: board.status()["tensorboard"]["state"] == "restarting", "the death is noticed")
+    wait_until(lambda: board.status()["tensorboard"]["state"] == "ready", "it is back", deadline=10)
+
+
+def test_a_taken_port_is_said_with_its_holder_and_training_works(board: Workspace) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", int(board.env["DIFFPIPE_PORT"])))
+        holder.listen()
+        board.start_daemon()
+        taken = wait_until(
+            lambda: (found := board.status()["tensorboard"])["state"] == "port_taken" and found, "the refusal"
+        )
+        assert f"port {board.env['DIFFPIPE_PORT']} is held by pid {os.getpid()}" in taken["detail"]
+        assert taken["detail"] in board.daemon_log()
+        assert board.until_ended(board.start(board.config(steps=3)))["outcome"] == "completed"
+    until_ready(board)
+
+
+def test_tensorboard_dies_with_a_killed_daemon_and_comes_back_with_the_next(board: Workspace) -> None:
+    board.start_daemon()
+    until_ready(board)
+    child = child_pid(board)
+    board.kill_daemon()
+    wait_until(lambda: not Path(f"/proc/{child}/cmdline").exists() or zombie(child), "it is gone", deadline=5)
+    board.start_daemon()
+    until_ready(board)
+    assert board.end_daemon() == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", int(board.env["DIFFPIPE_PORT"])))
+
+
+def zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_every_runs_events_appear_under_its_name_and_other_trainers_too(board: Workspace) -> None:
+    others = board.root / "logs/TrainPilot/someone"
+    others.mkdir(parents=True)
+    write_events(others)
+    board.start_daemon()
+    run = board.start(board.config(steps=1_000_000))
+    train_dir = Path(
+        board.until_step(1) and wait_until(lambda: board.status()["run"]["train_dir"], "its directory")
+    )
+    write_events(train_dir)
+    url = until_ready(board)["url"]
+    wanted = {f"diffpipe/{run}", "trainpilot/someone"}
+    wait_until(lambda: wanted <= set(listed_runs(url)), f"{wanted} among the runs", deadline=30)
+    board.ctl("stop")
+    links = board.root / "logs/tensorboard"
+    assert {path.name for path in links.iterdir()} == {"trainpilot", "kohya", "ai-toolkit", "diffpipe"}
+    assert (links / "diffpipe").readlink() == board.root / "logs/diffusion-pipe"
+
+
+def test_a_real_directory_at_a_link_name_is_kept_and_said(board: Workspace) -> None:
+    precious = board.root / "logs/tensorboard/kohya/precious"
+    precious.mkdir(parents=True)
+    board.start_daemon()
+    notice = board.status()["notices"][0]
+    assert "logs/tensorboard/kohya is a real directory" in notice
+    assert precious.is_dir()
+
+
+def test_without_tensorboard_wanted_it_is_disabled(workspace: Workspace) -> None:
+    workspace.start_daemon()
+    assert workspace.status()["tensorboard"]["state"] == "disabled"
