@@ -29,6 +29,8 @@ from dpiped.tensorboard import TensorBoard
 from dpiped.verbs import Verbs
 
 TENSORBOARD_LOOK_EVERY = 0.25
+SIGNAL_TWINS_WITHIN = 1.0
+"""A terminal or `timeout` may deliver one request to end as two signals, to process and group (seconds)."""
 
 log = logging.getLogger("dpiped")
 End = Literal["exit", "reload"]
@@ -93,15 +95,19 @@ class Daemon:
         if self.settings.on_exit == "detach":
             log.info("leaving the run to the next daemon (DIFFPIPE_ON_EXIT=detach)")
             return "exit"
-        ending = asyncio.create_task(self.supervisor.end(asked))
-        while not ending.done():
-            again = asyncio.create_task(self._asked.get())
-            await asyncio.wait({ending, again}, return_when=asyncio.FIRST_COMPLETED)
-            if again.done() and self.supervisor.live is not None:
-                await self.supervisor.stop("kill", None, "a second signal")
-            again.cancel()
-        await ending
+        hurrying = asyncio.create_task(self._hurry())
+        await self.supervisor.end(asked)
+        hurrying.cancel()
         return "exit"
+
+    async def _hurry(self) -> None:
+        """Whoever signals again has no time for the ladder. Twins of the first signal do not count."""
+        await asyncio.sleep(SIGNAL_TWINS_WITHIN)
+        while not self._asked.empty():
+            self._asked.get_nowait()
+        await self._asked.get()
+        if self.supervisor.live is not None:
+            await self.supervisor.stop("kill", None, "a second signal")
 
     async def _watch_tensorboard(self) -> None:
         seen = self.tensorboard.view

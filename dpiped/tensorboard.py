@@ -103,7 +103,13 @@ class TensorBoard:
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             return await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                # Ctrl-C in a terminal is the daemon's to handle, also for this child.
+                start_new_session=True,
             )
         finally:
             os.close(output)
