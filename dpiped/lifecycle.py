@@ -18,11 +18,13 @@ Known gap: one run at a time; a queue would stand before this machine, not in it
 """
 
 from collections import deque
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from msgspec import Struct
 
-Rung: TypeAlias = Literal["save", "term", "kill"]
+from dpiped import messages
+
+Rung: TypeAlias = messages.How
 RUNGS: tuple[Rung, ...] = ("save", "term", "kill")
 KILL_AGAIN_AFTER = 1.0
 """SIGKILL is repeated this often, since a process may fork between two looks."""

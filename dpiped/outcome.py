@@ -11,8 +11,9 @@ Known gap: the texts of exceptions are passed on as they are; only the most comm
 import re
 import signal
 
+from dpiped.messages import OutcomeName
 from dpiped.progress import Snapshot
-from dpiped.rundir import Concluded, Exit, OutcomeName, StopAsked
+from dpiped.rundir import Concluded, Exit, StopAsked
 
 _EXCEPTION = re.compile(
     r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout|Full|Empty)?(?::|$)"

@@ -20,15 +20,13 @@ Known gap: nothing is pruned; a year of runs stays on disk.
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from dpiped.errors import RunDamaged
-
-How: TypeAlias = Literal["save", "term", "kill"]
-OutcomeName: TypeAlias = Literal["completed", "stopped", "failed", "unknown"]
+from dpiped.messages import How, OutcomeName
 
 LOG = "output.log"
 TRAINING_TOML = "training_config.toml"

@@ -77,8 +77,8 @@ def test_tensorboard_only_mode_is_ready_and_trains_nothing(board: Workspace) -> 
         assert answer.status == 200
     assert board.json("runs") == []
     port = int(board.env["DIFFPIPE_PORT"])
-    listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert [tuple(address) for address in listening if address[1] == port] == [("127.0.0.1", port)]
+    listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
+    assert [address.ip for address in listening if address.port == port] == ["127.0.0.1"]
 
 
 def test_a_killed_tensorboard_is_back_within_ten_seconds(board: Workspace) -> None:

@@ -1,0 +1,116 @@
+"""The whole thing: the daemon, the real deepspeed launcher and the embedded trainer."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.harness import BIN, Workspace, processes_of_run
+from tests.helpers import SHARED, require, wait_until
+
+# The very first launch on a machine compiles a C++ part of DeepSpeed.
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def real() -> Iterator[Workspace]:
+    """A workspace with a daemon that finds the real launcher."""
+    require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")
+    workspace = Workspace(DEEPSPEED_BIN=str(BIN / "deepspeed"), DS_ACCELERATOR="cpu")
+    workspace.start_daemon()
+    yield workspace
+    workspace.close()
+
+
+def quick_config(workspace: Workspace, data: Path | None = None, epochs: int = 1000) -> Path:
+    """The example's smallest training, with another data set if one is given."""
+    folder = workspace.root / "datasets/example"
+    command = [sys.executable, "-m", "dpiped.trainer", "example", str(folder), "--quick"]
+    outputs = str(workspace.root / "outputs")
+    subprocess.run([*command, "--output-dir", outputs], check=True, capture_output=True)
+    config = folder / "training.toml"
+    config.write_text(re.sub(r"(?m)^epochs = \d+", f"epochs = {epochs}", config.read_text()))
+    if data is not None:
+        dataset = folder / "dataset.toml"
+        dataset.write_text(re.sub(r'(?m)^path = ".*"', f'path = "{data}"', dataset.read_text()))
+    return config
+
+
+def command(pid: int) -> list[str]:
+    return psutil.Process(pid).cmdline()
+
+
+def steps_in(text: str) -> list[int]:
+    return [int(step) for step in re.findall(r"steps: (\d+) loss: ", text)]
+
+
+def test_daemon_killed_in_a_real_training_then_saved_stopped_and_resumed(real: Workspace) -> None:
+    run = real.start(quick_config(real))
+    pid = real.until_step(3, deadline=150)["pid"]
+    real.kill_daemon()
+    reached = len(steps_in(real.log_text(run)))
+    wait_until(lambda: len(steps_in(real.log_text(run))) > reached + 3, "the training goes on by itself")
+    real.start_daemon()
+    assert real.status()["run"]["pid"] == pid
+    real.until_step(reached + 10, deadline=60)
+    assert real.ctl("stop", "--save", timeout=120)[0] == 0
+    ended = real.until_ended(run)
+    assert ended["outcome"] == "stopped" and f"global_step{ended['step']}" in ended["reason"]
+    assert steps_in(real.log_text(run)) == [*range(1, ended["step"] + 1)]
+    assert processes_of_run(run) == []
+
+    again = real.json("resume")["run"]
+    real.until_step(ended["step"] + 3, deadline=60)
+    assert real.ctl("stop", timeout=120)[0] == 0
+    assert steps_in(real.log_text(again))[0] == ended["step"] + 1
+    assert processes_of_run(again) == []
+
+
+def test_the_real_launcher_sigkilled_leaves_no_rank_and_is_a_failure(real: Workspace) -> None:
+    run = real.start(quick_config(real))
+    real.until_step(2, deadline=150)
+    launchers = [pid for pid in processes_of_run(run) if "deepspeed.launcher.launch" in command(pid)]
+    os.kill(launchers[0], signal.SIGKILL)
+    ended = real.until_ended(run, deadline=60)
+    assert (ended["outcome"], ended["exit_code"]) == ("failed", 0)
+    assert "the launcher was killed" in ended["reason"]
+    assert processes_of_run(run) == []
+
+
+def test_a_rank_sigkilled_is_said_within_seconds(real: Workspace) -> None:
+    run = real.start(quick_config(real))
+    real.until_step(2, deadline=150)
+    ranks = [pid for pid in processes_of_run(run) if "--local_rank=0" in command(pid)]
+    os.kill(ranks[0], signal.SIGKILL)
+    ended = real.until_ended(run, deadline=20)
+    assert (ended["outcome"], ended["exit_code"]) == ("failed", 247)
+    assert "SIGKILL" in ended["reason"]
+
+
+def test_real_photographs_train_as_a_data_set(real: Workspace) -> None:
+    photos = SHARED / "photos"
+    if not photos.is_dir():
+        pytest.skip("the ten photographs are not beside this checkout")
+    data = real.root / "datasets/photos"
+    data.mkdir()
+    for path in photos.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    config = quick_config(real, data, epochs=3)
+    # Without prompts of its own the trainer draws captions of the data set.
+    config.write_text(config.read_text().replace("sample_prompts = []\n", ""))
+    run = real.start(config)
+    ended = real.until_ended(run, deadline=150)
+    assert ended["outcome"] == "completed", ended["reason"]
+    text = real.log_text(run)
+    assert "logo.png" in text, "the picture without a caption is named"
+    train_dir = Path(ended["train_dir"])
+    assert list((train_dir / "samples").glob("*.png"))
+    assert (train_dir / "epoch3/model.safetensors").stat().st_size > 0
+    assert list(train_dir.glob("events.out.tfevents.*"))
