@@ -49,8 +49,11 @@ examples:
 class Parser(argparse.ArgumentParser):
     """Usage errors go through `fail`, so that `--json` holds for them too."""
 
+    as_json = False
+    """Set on the class for one command line: the parsers of the verbs need it as well."""
+
     def error(self, message: str) -> NoReturn:
-        fail("usage", f"{message} (see {self.prog} --help)", EXIT_USAGE, as_json="--json" in sys.argv)
+        fail("usage", f"{message} (see {self.prog} --help)", EXIT_USAGE, as_json=Parser.as_json)
 
 
 def fail(
@@ -94,15 +97,24 @@ def build(chosen: str | None = None) -> Parser:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Raises SystemExit(2) for a usage error, SystemExit(0) after --help or --version."""
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    # argparse would mix what follows `--` with the verb's own words.
+    at = words.index("--") if "--" in words else len(words)
+    ours, args = list(words[:at]), list(words[at + 1 :])
+    chosen = next((word for word in ours if not word.startswith("-")), None)
     parser = build(chosen)
-    options = parser.parse_args(words)
+    Parser.as_json = "--json" in ours
+    options = parser.parse_args(ours)
+    options.args = args
+    if args and not getattr(options, "takes_args", False):
+        parser.error("only start and resume take arguments for train.py after --")
     if options.version:
         import dpiped
 
         print(f"dpipectl {dpiped.__version__}")
         raise SystemExit(EXIT_OK)
     if options.verb is None:
+        if options.json:
+            parser.error("a verb is missing")
         parser.print_help()
         raise SystemExit(EXIT_USAGE)
     return options
@@ -122,7 +134,7 @@ def _launch_options(verb: argparse.ArgumentParser) -> None:
         help="a variable for the training; repeatable",
     )
     verb.add_argument("--follow", action="store_true", help="show the progress until the run ends")
-    verb.add_argument("args", nargs="*", metavar="-- ARG", help="further arguments for train.py, after --")
+    verb.set_defaults(takes_args=True)
 
 
 def _start(verb: argparse.ArgumentParser) -> None:
@@ -186,7 +198,8 @@ VERBS: dict[str, tuple[str, Any, str]] = {
         _start,
         "  dpipectl start --config /workspace/configs/flux.toml\n"
         "  dpipectl start --config flux.toml --follow --num-gpus 2\n"
-        "  dpipectl start --config flux.toml --env HF_HOME=/workspace/hf -- --regenerate_cache",
+        "  dpipectl start --config flux.toml --env HF_HOME=/workspace/hf -- --regenerate_cache\n"
+        "what follows -- goes to train.py",
     ),
     "stop": (
         "stop the training; returns when no process of it is left",

@@ -86,10 +86,7 @@ def run(reply: messages.RunReply) -> str:
         ("exit", _exit(summary)),
         ("started", moment(summary.started_at)),
         ("ended", moment(summary.ended_at)),
-        (
-            "step",
-            "-" if summary.step is None else f"{summary.step} (epoch {summary.epoch}, loss {summary.loss})",
-        ),
+        ("step", _reached(summary)),
         ("config", summary.config),
         ("resumed from", summary.resumed_from),
         ("run directory", reply.run_dir),
@@ -105,7 +102,7 @@ def run(reply: messages.RunReply) -> str:
 
 def duration(seconds: float) -> str:
     """1:02:03 or 2:03."""
-    whole = round(seconds)
+    whole = max(round(seconds), 0)
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
@@ -138,16 +135,22 @@ def _run_lines(active: messages.ActiveRun) -> list[str]:
 
 
 def _run_row(found: messages.RunSummary) -> tuple[str, ...]:
-    ended = found.ended_at or time.time()
+    ended = found.ended_at or (time.time() if found.state == "running" else None)
     return (
         found.id,
         found.state,
         moment(found.started_at),
-        duration(ended - found.started_at) if found.started_at else "-",
+        duration(ended - found.started_at) if found.started_at and ended else "-",
         "-" if found.step is None else str(found.step),
         "-" if found.loss is None else f"{found.loss:.4f}",
         found.config,
     )
+
+
+def _reached(summary: messages.RunSummary) -> str:
+    known = (("epoch", summary.epoch), ("loss", summary.loss))
+    more = ", ".join(f"{name} {value}" for name, value in known if value is not None)
+    return "-" if summary.step is None else f"{summary.step}" + (f" ({more})" if more else "")
 
 
 def _exit(summary: messages.RunSummary) -> str | None:

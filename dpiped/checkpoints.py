@@ -19,12 +19,19 @@ SIGNAL_FILES = ("save", "save_quit")
 def find_train_dir(output_dir: Path, run: str, since: float) -> Path | None:
     """The directory below `output_dir`, changed after `since` (Unix time), that holds this run's snapshot."""
     try:
-        candidates = [
-            path for path in output_dir.iterdir() if path.stat().st_mtime >= since and path.is_dir()
-        ]
+        entries = list(output_dir.iterdir())
     except OSError:
         return None
+    candidates = (path for path in entries if _changed(path) >= since)
     return next((path for path in candidates if is_marked(path / TRAINING_TOML, run)), None)
+
+
+def _changed(path: Path) -> float:
+    """When the entry was changed last; never, for one that can't be looked at (a dangling link)."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return float("-inf")
 
 
 def latest_tag(train_dir: Path) -> str | None:

@@ -106,10 +106,10 @@ def snapshot(config: Config, run: str, run_dir: Path) -> dict[str, bytes]:
     }
     text = config.text
     for name, file in names.items():
-        for quoted in (_basic_string(name), f"'{name}'"):
+        for quoted in (_basic_string(name), json.dumps(name), f"'{name}'"):
             text = text.replace(quoted, _basic_string(str(run_dir / file)))
     moved = {name: str(run_dir / file) for name, file in names.items()}
-    if tomllib.loads(text) != _repointed(config.data, moved):
+    if not _says(text, _repointed(config.data, moved)):
         raise InvalidInput(
             f"{config.source}: the paths of `dataset` and `eval_datasets` can't be exchanged in this text",
             field="dataset",
@@ -167,7 +167,9 @@ def _check_numbers(data: dict[str, Any]) -> None:
 
 def _eval_datasets(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     found = data.get("eval_datasets", [])
-    for index, entry in enumerate(found if isinstance(found, list) else [found]):
+    if not isinstance(found, list):
+        raise InvalidInput(f"eval_datasets takes a list of tables, not {found!r}", field="eval_datasets")
+    for index, entry in enumerate(found):
         field = f"eval_datasets[{index}].config"
         if not isinstance(entry, dict) or not isinstance(entry.get("config"), str) or "name" not in entry:
             raise InvalidInput(f"eval_datasets takes tables with name and config, not {entry!r}", field=field)
@@ -219,4 +221,11 @@ def _repointed(data: dict[str, Any], moved: dict[str, str]) -> dict[str, Any]:
 
 def _basic_string(text: str) -> str:
     """A TOML basic string; JSON's escapes are a subset of TOML's for what a path may hold."""
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _says(text: str, data: dict[str, Any]) -> bool:
+    try:
+        return tomllib.loads(text) == data
+    except tomllib.TOMLDecodeError:
+        return False

@@ -62,10 +62,14 @@ class Plan(Struct, frozen=True):
 
 def make(settings: Settings, wanted: Wanted) -> Plan:
     """Checks everything. Raises InvalidInput or NotInstalled; nothing is written."""
-    source = paths.confine(str(wanted.config), "config", settings.allowed_roots)
+    roots = settings.allowed_roots
+    if wanted.origin is not None:
+        # A run's own snapshot may be resumed wherever the state directory is.
+        roots = (*roots, settings.state_dir / "runs" / wanted.origin.run)
+    source = paths.confine(str(wanted.config), "config", roots)
     train_py = _find_train_py(settings, configs.model_type(source))
     launcher = _find_launcher(settings)
-    config = configs.load(source, settings.allowed_roots, train_py.parent)
+    config = configs.load(source, roots, train_py.parent)
     num_gpus = wanted.num_gpus or settings.num_gpus
     _check_stages(config, num_gpus)
     args, resume = _split_resume(wanted.args)
@@ -88,7 +92,7 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
         output_dir=str(config.output_dir),
         epochs=config.epochs,
         max_steps=config.max_steps,
-        completes=not WITHOUT_COMPLETION.intersection(args),
+        completes=not WITHOUT_COMPLETION.intersection(word.partition("=")[0] for word in args),
         service=wanted.service,
         resumed_from=wanted.origin.run if wanted.origin else None,
         train_dir=str(train_dir) if train_dir else None,
@@ -151,6 +155,8 @@ def _split_resume(args: tuple[str, ...]) -> tuple[tuple[str, ...], bool | str | 
             resume = queue.pop(0) if queue and not queue[0].startswith("-") else True
         elif word.startswith(_RESUME + "="):
             resume = word.partition("=")[2]
+            if not resume:
+                raise InvalidInput(f"{_RESUME}= takes a folder's name", field=_RESUME.lstrip("-"))
         else:
             rest.append(word)
     return tuple(rest), resume
@@ -167,7 +173,7 @@ def _resume_from(config: Config, resume: Path | bool | str, settings: Settings) 
             raise InvalidInput(
                 f"{field}: no folder in {config.output_dir} holds a whole checkpoint", field=field
             )
-        return newest
+        return paths.confine(str(newest), field, settings.allowed_roots)
     folder = paths.confine(str(resume), field, settings.allowed_roots, config.output_dir)
     if folder.parent != config.output_dir:
         raise InvalidInput(f"{field}: {folder} does not lie in output_dir ({config.output_dir})", field=field)

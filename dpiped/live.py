@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpiped import checkpoints, events, logs, messages, procs, rundir
-from dpiped.outcome import exception_line
+from dpiped.outcome import hang
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
 from dpiped.settings import Settings
@@ -165,7 +165,6 @@ def total_steps(spec: Spec, said: Snapshot) -> int | None:
 
 
 def hang_warning(said: Snapshot) -> str | None:
-    """A caching process that died leaves train.py waiting for ever: say so while it still looks alive."""
-    if said.child_died:
-        return f"caching died ({exception_line(said.evidence)}); train.py hangs and has to be stopped"
-    return None
+    """Says it while the run still looks alive."""
+    found = hang(said)
+    return f"{found}; if nothing more happens, train.py hangs and has to be stopped" if found else None

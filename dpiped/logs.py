@@ -23,8 +23,14 @@ CHUNK = 1 << 20
 LINE_LIMIT = 16 << 10
 """A longer line is cut in the middle, and says so, wherever it is shown. The file keeps it."""
 UNFINISHED_LIMIT = 1 << 20
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-9;:?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: titles, links
+    r"|\x1b[()*+][0-9A-Za-z]"  # character sets
+    r"|\x1b[ -~]"
+)
+_MOVES = re.compile(r"(\r|(?:\x1b\[|\x9b)[0-2]?K)")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Page(Struct, frozen=True):
@@ -36,17 +42,33 @@ class Page(Struct, frozen=True):
 
 def shown(raw: bytes) -> str:
     """One line (without its line end) as a terminal would show it, without colours, cut if very long."""
-    text = _ESCAPES.sub("", raw.decode(errors="replace"))
-    if "\r" in text:
-        screen = ""
-        for part in text.split("\r"):
-            screen = part + screen[len(part) :]
-        text = screen.rstrip()
-    text = _CONTROLS.sub("", text)
+    text = raw.decode(errors="replace")
+    if not text.isprintable():
+        text = _CONTROLS.sub("", _on_screen(text))
     if len(text) > LINE_LIMIT:
         half = LINE_LIMIT // 2
         text = f"{text[:half]} … [{len(text) - LINE_LIMIT} characters cut] … {text[-half:]}"
     return text
+
+
+def _on_screen(text: str) -> str:
+    """Carries out carriage returns and erasures, drops all other escape sequences."""
+    screen: list[str] = []
+    cursor = 0
+    for part in _MOVES.split(text):
+        if part == "\r":
+            cursor = 0
+        elif _MOVES.fullmatch(part):
+            if part.endswith("1K"):
+                screen[:cursor] = " " * min(cursor, len(screen))
+            else:
+                del screen[0 if part.endswith("2K") else cursor :]
+        else:
+            plain = _ESCAPES.sub("", part)
+            screen.extend(" " * (cursor - len(screen)))
+            screen[cursor : cursor + len(plain)] = plain
+            cursor += len(plain)
+    return "".join(screen).rstrip() if "\r" in text else "".join(screen)
 
 
 class Follower:
@@ -128,16 +150,15 @@ class Ring:
         """Up to `limit` lines from offset `after` on; None if that offset is older than the ring."""
         if after < self.first:
             return None
+        first = bisect_left(self._starts(), after)
         lines: list[str] = []
-        position = after
-        skip = bisect_left(self._starts(), after)
-        for start, raw in islice(self._lines, skip, None):
-            if len(lines) >= limit or max_bytes <= 0:
+        for _, raw in islice(self._lines, first, first + limit):
+            if max_bytes <= 0:
                 break
             lines.append(shown(raw))
             max_bytes -= len(raw) + 1
-            position = start + len(raw) + 1
-        return Page(tuple(lines), position)
+        last = first + len(lines)
+        return Page(tuple(lines), self._lines[last][0] if last < len(self._lines) else self.next)
 
     def tail_start(self, limit: int) -> int | None:
         """Offset of the last `limit` lines; None if the ring holds fewer and older ones exist."""
@@ -173,10 +194,15 @@ def read_lines(path: Path, after: int, limit: int, upto: int, max_bytes: int) ->
         file.seek(after)
         while len(lines) < limit and position < upto and max_bytes > 0:
             raw = file.readline(UNFINISHED_LIMIT)
+            if not raw:
+                # The log was truncated meanwhile.
+                break
             length = len(raw)
             # The rest of a line too long to hold is passed over, so that the cursor moves on.
             while raw and not raw.endswith(b"\n") and position + length < upto:
                 more = file.readline(UNFINISHED_LIMIT)
+                if not more:
+                    break
                 length += len(more)
                 raw = raw[:UNFINISHED_LIMIT] + more[-UNFINISHED_LIMIT:]
             position += length

@@ -18,6 +18,8 @@ from dpiped.rundir import Concluded, Exit, StopAsked
 _EXCEPTION = re.compile(
     r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout|Full|Empty)?(?::|$)"
 )
+_HEAD = "Traceback (most recent call last):"
+_CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
 _RANK_PREFIX = re.compile(r"^\[rank(\d+)\]: ?")
 _ARGPARSE = re.compile(rb"([\w./-]+: error: [^\r\n]+)")
 _PORT = re.compile(r"port: (\d+)")
@@ -47,10 +49,16 @@ def _judge(
 ) -> tuple[OutcomeName, str | None]:
     if exit_ is not None and exit_.error is not None:
         return "failed", exit_.error
-    if said.child_died:
-        return "failed", f"caching died: {exception_line(said.evidence)}; the run hung and had to be ended"
-    if exit_ is not None and exit_.code == 0 and (said.completed or not completes):
-        return "completed", None
+    # After a stop a rank's last traceback may be the stop's own doing; what was known before is not.
+    hung = stop.fault if stop is not None and not said.child_died else hang(said)
+    if hung is not None:
+        ended = stop is not None or (exit_ is not None and exit_.signal is not None)
+        return "failed", f"{hung}; the run hung and had to be ended" if ended else hung
+    if exit_ is not None and exit_.signal is None and (said.completed or not completes):
+        if exit_.code == 0:
+            return "completed", None
+        if exit_.code is None and said.completed:
+            return "completed", "its runner was killed, so nobody saw the exit code"
     if said.quit_manually and (exit_ is None or exit_.code == 0):
         return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was announced'}"
     if stop is not None:
@@ -60,6 +68,20 @@ def _judge(
     if exit_.code is None and exit_.signal is None:
         return "unknown", "the runner was killed, so nobody saw the exit code"
     return _failed(exit_, said)
+
+
+def hang(said: Snapshot) -> str | None:
+    """What is known to leave train.py waiting for ever: a traceback before the training has begun.
+
+    While it caches, neither the caching process nor the rank notices the other's death. None if nothing
+    of the kind was printed.
+    """
+    line = exception_line(said.evidence)
+    if not line or line.startswith("KeyboardInterrupt"):
+        return None
+    if said.child_died:
+        return f"caching died: {_explain(line)}"
+    return _explain(line) if said.phase == "caching" else None
 
 
 def _stopped(stop: StopAsked, said: Snapshot) -> str:
@@ -121,19 +143,22 @@ def _explain(line: str) -> str:
 def exception_line(evidence: bytes) -> str:
     """The line that names the exception of the first traceback; "" if none is whole."""
     lines = evidence.decode(errors="replace").replace("\r", "\n").split("\n")
-    head = next((i for i, line in enumerate(lines) if "Traceback (most recent call last):" in line), None)
+    head = next((i for i, line in enumerate(lines) if _HEAD in line), None)
     if head is None:
         return ""
     prefix = _RANK_PREFIX.match(lines[head])
-    found = ""
-    for line in lines[head + 1 :]:
+    found, chained = "", True
+    for line in lines[head:]:
         if prefix and not line.startswith(prefix[0].rstrip()):
             continue
         text = _RANK_PREFIX.sub("", line)
-        if text.startswith("["):
-            break
-        if text and not text[0].isspace() and _EXCEPTION.match(text):
-            found = text.strip()
+        if _HEAD in text and chained:
+            found, chained = "", False
+        elif text.startswith(_CHAINED):
+            chained = True
+        elif not found and text and not text[0].isspace():
+            # The first line that is not indented ends the stack; what follows is not of the traceback.
+            found = text.strip() if _EXCEPTION.match(text) else found
     return found[:1000]
 
 

@@ -7,8 +7,8 @@ can't shed together: the marker in their environment, their session, their ances
 
 Sources: proc(5) for the fields of /proc/PID/stat, pidfd_open(2), prctl(2).
 
-Known gap: a process that clears its environment, leaves its session *and* outlives a runner that was
-SIGKILLed is found by nobody.
+Known gap: a process that clears its environment and outlives both the launcher and a runner that was
+SIGKILLed is found by nobody: the session of a dead leader proves nothing, since its number may be reused.
 """
 
 import ctypes

@@ -23,6 +23,7 @@ CARRY_LIMIT = 64 << 10
 """An unfinished line longer than this keeps only its end."""
 EVIDENCE_LIMIT = 64 << 10
 """So much text after a traceback's head is kept to find the exception in."""
+LAST_LINE_LIMIT = 1 << 10
 TAIL_LIMIT = 8 << 10
 STEPS_THAT_CLEAR_A_TRACEBACK = 3
 """A training that goes on for so many steps has survived the traceback it printed."""
@@ -45,16 +46,15 @@ PHASE_MARKS: tuple[tuple[bytes, str], ...] = (
     (b"TRAINING COMPLETE!", "finishing"),
     (b"Manually quitting", "finishing"),
 )
-_STEP = re.compile(rb"steps: (\d+) loss: (\S+) iter time \(s\): (\S+) samples/sec: (\S+)")
-_EPOCH = re.compile(rb"Started new epoch: (\d+)")
-_RESUMED = re.compile(rb"Resuming at epoch: (\d+), step: (\d+)")
+_STEP = re.compile(rb"steps: (\d{1,15}) loss: (\S+) iter time \(s\): (\S+) samples/sec: (\S+)")
+_EPOCH = re.compile(rb"Started new epoch: (\d{1,15})(?!\d)")
+_RESUMED = re.compile(rb"Resuming at epoch: (\d{1,15}), step: (\d{1,15})(?!\d)")
 _CHECKPOINT = re.compile(rb"Checkpoint (global_step\d+) is about to be saved!")
-_CHECKPOINT_PATH = re.compile(rb"Saving model checkpoint: (/[^\r\n]+)/global_step\d+/")
 _BAR = re.compile(rb"(\d{1,3})%\|[^|\r\n]*\| *(\S+/\S+)")
-_BATCH = re.compile(rb"Global batch size = (\d+)")
+_BATCH = re.compile(rb"Global batch size = (\d{1,15})(?!\d)")
 _TRACEBACK = b"Traceback (most recent call last):"
 _CHILD_DIED = re.compile(rb"Process \S*Process-\d+:")
-_RETURN_CODE = re.compile(rb"exits with return code = (-?\d+)")
+_RETURN_CODE = re.compile(rb"exits with return code = (-?\d{1,9})(?!\d)")
 
 _Mark: TypeAlias = tuple[int, bytes, str]
 
@@ -73,7 +73,6 @@ class Snapshot(Struct, frozen=True):
     steps_per_epoch: int | None
     global_batch: int | None
     checkpoint: str | None
-    train_dir: str | None
     completed: bool
     quit_manually: bool
     rank_exit_code: int | None
@@ -101,14 +100,16 @@ class Progress:
         self._rate: float | None = None
         self._times: deque[float] = deque(maxlen=RECENT_STEPS)
         self._steps_per_epoch: int | None = None
+        self._gap = 1
         self._batch: int | None = None
         self._checkpoint: bytes | None = None
-        self._train_dir: bytes | None = None
         self._completed = False
         self._quit = False
         self._rank_exit: int | None = None
         self._evidence = b""
-        self._steps_since_traceback = 0
+        self._last_line = b""
+        self._steps_beyond = 0
+        """Steps after the kept evidence had reached its limit."""
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes of the log."""
@@ -137,7 +138,6 @@ class Progress:
             steps_per_epoch=self._steps_per_epoch,
             global_batch=self._batch,
             checkpoint=_text(self._checkpoint),
-            train_dir=_text(self._train_dir),
             completed=self._completed,
             quit_manually=self._quit,
             rank_exit_code=self._rank_exit,
@@ -158,12 +158,15 @@ class Progress:
         self._tail = (self._tail + text[-TAIL_LIMIT:])[-TAIL_LIMIT:]
         steps = list(_STEP.finditer(text))
         self._read_epochs(text, steps)
+        if steps:
+            previous = int(steps[-2][1]) if len(steps) > 1 else self._step or 0
+            self._gap = int(steps[-1][1]) - previous
         for match in steps[-RECENT_STEPS:]:
             self._read_step(match)
         if steps and self._first_step is None:
             self._first_step = int(steps[0][1])
         self._read_phase(text, steps[-1].start() if steps else -1)
-        self._read_evidence(text, steps)
+        self._read_evidence(text)
 
     def _read_step(self, match: re.Match[bytes]) -> None:
         self._step = int(match[1])
@@ -174,7 +177,7 @@ class Progress:
             self._times.append(seconds)
 
     def _read_epochs(self, text: bytes, steps: list[re.Match[bytes]]) -> None:
-        """The step before an epoch's first line tells how many steps an epoch has."""
+        """The last step before an epoch's first line tells how many steps an epoch has."""
         resumed = _last(_RESUMED, b"Resuming at epoch: ", text)
         if resumed:
             self._epoch = int(resumed[1])
@@ -182,12 +185,15 @@ class Progress:
         if b"Started new epoch: " not in text:
             return
         starts = [match.start() for match in steps]
+        printed = [self._step or 0, *(int(match[1]) for match in steps)]
         for match in _EPOCH.finditer(text):
             before = bisect_left(starts, match.start())
-            step = int(steps[before - 1][1]) if before else self._step
             self._epoch = int(match[1])
-            if step and self._epoch > 1:
-                self._steps_per_epoch = round(step / (self._epoch - 1))
+            self._gap = printed[before] - printed[before - 1] if before else self._gap
+            if printed[before] and self._epoch > 1:
+                # With steps_per_print above 1 an epoch's last steps are not printed: the most it can be.
+                most = printed[before] + max(self._gap, 1) - 1
+                self._steps_per_epoch = most // (self._epoch - 1)
 
     def _read_phase(self, text: bytes, last_step: int) -> None:
         marks = [(text.rfind(needle), needle, phase) for needle, phase in PHASE_MARKS]
@@ -205,29 +211,29 @@ class Progress:
         if b"is about to be saved!" in seen:
             checkpoint = _last(_CHECKPOINT, b"Checkpoint global_step", text)
             self._checkpoint = checkpoint[1] if checkpoint else self._checkpoint
-            path = _last(_CHECKPOINT_PATH, b"Saving model checkpoint: ", text)
-            self._train_dir = path[1] if path else self._train_dir
         self._completed = self._completed or b"TRAINING COMPLETE!" in seen
         self._quit = self._quit or b"Manually quitting" in seen
 
-    def _read_evidence(self, text: bytes, steps: list[re.Match[bytes]]) -> None:
-        if self._evidence:
-            self._steps_since_traceback += len(steps)
-            if self._steps_since_traceback >= STEPS_THAT_CLEAR_A_TRACEBACK:
-                self._evidence = b""
-            else:
-                self._evidence = (self._evidence + text)[:EVIDENCE_LIMIT]
-        if not self._evidence:
-            begin = 0
-            if len(steps) >= STEPS_THAT_CLEAR_A_TRACEBACK:
-                begin = steps[-STEPS_THAT_CLEAR_A_TRACEBACK].start()
-            at = text.find(_TRACEBACK, begin)
-            if at >= 0:
-                head = text.rfind(b"\n", 0, max(text.rfind(b"\n", 0, at), 0)) + 1
-                self._evidence = text[head : head + EVIDENCE_LIMIT]
-                self._steps_since_traceback = sum(match.start() > at for match in steps)
+    def _read_evidence(self, text: bytes) -> None:
+        """Keeps the text from the first traceback on that the training has not survived.
+
+        The line before its head is kept too: it tells a caching process from a rank.
+        """
         code = _last(_RETURN_CODE, b"exits with return code = ", text)
         self._rank_exit = int(code[1]) if code else self._rank_exit
+        held = (self._evidence or self._last_line) + text
+        self._last_line = text[text.rfind(b"\n", 0, len(text) - 1) + 1 :][-LAST_LINE_LIMIT:]
+        if _TRACEBACK not in held:
+            return
+        steps = [match.start() for match in _STEP.finditer(held)]
+        survived = len(steps) + self._steps_beyond >= STEPS_THAT_CLEAR_A_TRACEBACK
+        begin = steps[-STEPS_THAT_CLEAR_A_TRACEBACK:][0] if survived and steps else 0
+        at = held.find(_TRACEBACK, begin)
+        head = held.rfind(b"\n", 0, max(held.rfind(b"\n", 0, at), 0)) + 1
+        self._evidence = held[head : head + EVIDENCE_LIMIT] if at >= 0 else b""
+        beyond = head + EVIDENCE_LIMIT
+        self._steps_beyond += sum(start >= beyond for start in steps)
+        self._steps_beyond = self._steps_beyond if self._evidence and not survived else 0
 
 
 def _last(pattern: re.Pattern[bytes], needle: bytes, text: bytes) -> re.Match[bytes] | None:

@@ -80,13 +80,17 @@ class TrainDir(Struct, frozen=True):
 
 
 class StopAsked(Struct, frozen=True):
-    """`deadline` is CLOCK_MONOTONIC of boot `boot`; `at` is Unix time, for people."""
+    """`deadline` is CLOCK_MONOTONIC of boot `boot`; `at` is Unix time, for people.
+
+    `fault` is what was already wrong with the run when the stop was asked for.
+    """
 
     how: How
     by: str
     at: float
     deadline: float
     boot: str
+    fault: str | None = None
 
 
 class Exit(Struct, frozen=True):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpiped import checkpoints, launch, lifecycle, messages, procs, recovery, rundir, saving
-from dpiped.errors import LaunchFailed, Refused
+from dpiped.errors import LaunchFailed, Refused, RunDamaged
 from dpiped.launch import Wanted
 from dpiped.lifecycle import (
     Adopt,
@@ -33,7 +33,7 @@ from dpiped.lifecycle import (
     Stopping,
 )
 from dpiped.live import LiveRun
-from dpiped.outcome import conclude
+from dpiped.outcome import conclude, hang
 from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.settings import RUN_MARKER, Settings, training_environment
 
@@ -236,7 +236,12 @@ class Supervisor:
         log.info("starting run %s: %s", live.id, " ".join(live.spec.argv))
 
     def _record_stop(self, live: LiveRun, rung: lifecycle.Rung, deadline: float) -> None:
-        asked = StopAsked(rung, self._stop_by, time.time(), deadline, procs.boot_id())
+        try:
+            before = rundir.read(live.folder, StopAsked)
+        except RunDamaged:
+            before = None
+        fault = before.fault if before else hang(live.progress.snapshot())
+        asked = StopAsked(rung, self._stop_by, time.time(), deadline, procs.boot_id(), fault)
         try:
             rundir.write(live.folder, asked)
         except OSError as error:

@@ -114,7 +114,7 @@ def test_runner_killed_is_replaced_and_the_training_goes_on(dpiped: Workspace) -
     os.kill(runner, signal.SIGKILL)
     wait_until(lambda: "another one takes over" in dpiped.daemon_log(), "the new runner")
     ended = dpiped.until_ended(run)
-    assert (ended["outcome"], ended["exit_code"], ended["step"]) == ("unknown", None, 100)
+    assert (ended["outcome"], ended["exit_code"], ended["step"]) == ("completed", None, 100)
     assert_every_line_once(dpiped, run, 100)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -33,6 +33,9 @@ from dpiped.lifecycle import (
     Stopping,
     step,
 )
+
+CALM = settings(deadline=None)
+"""A busy machine is no reason to fail."""
 
 LADDER = Ladder(save=600.0, term=20.0)
 OTHER_LADDER = Ladder(save=7.0, term=3.0)
@@ -306,8 +309,10 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = CALM
 
 
+@CALM
 @given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=40))
 def test_the_rung_never_weakens_while_a_run_stops(names: list[str]) -> None:
     machine = Machine()

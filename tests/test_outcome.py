@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import Struct
 
-from dpiped.outcome import conclude, exception_line, last_line
+from dpiped.messages import OutcomeName
+from dpiped.outcome import conclude, exception_line, hang, last_line
 from dpiped.progress import Progress, Snapshot
-from dpiped.rundir import Concluded, Exit, OutcomeName, StopAsked
+from dpiped.rundir import Concluded, Exit, StopAsked
 from tests.helpers import HERE, SHARED
 
 OWN = HERE / "data/logs"
@@ -179,7 +181,6 @@ CHAINED = (
         (Exit(0, None, 9.0), None, b"Manually quitting\n", True, "stopped", "none was announced"),
         (Exit(None, 15, 9.0), ASKED, STEP, True, "stopped", "by a request; no checkpoint"),
         (Exit(None, 9, 9.0), ASKED, CHECKPOINT + STEP, True, "stopped", "last checkpoint: global_step40"),
-        (Exit(1, None, 9.0), ASKED, OOM, True, "stopped", "by a request"),
         (None, ASKED, STEP, True, "stopped", "by a request"),
         (None, None, STEP, True, "unknown", "no exit record"),
         (Exit(None, None, 9.0), None, STEP, True, "unknown", "runner was killed"),
@@ -251,7 +252,8 @@ def test_a_run_that_said_it_completed_is_completed_though_nobody_saw_its_exit() 
 
 def test_a_main_process_that_died_in_caching_is_a_failure_even_when_a_stop_ended_it() -> None:
     """It joins the caching process for ever: the other hang."""
-    told = conclude(KILLED_HANG, ASKED, parsed(b"caching latents: /srv/photos\n" + OOM))
+    said = parsed(b"caching latents: /srv/photos\n" + OOM)
+    told = conclude(KILLED_HANG, msgspec.structs.replace(ASKED, fault=hang(said)), said)
     assert told.outcome == "failed"
     assert "out of memory" in (told.reason or "")
 
@@ -280,10 +282,10 @@ def test_a_main_process_that_died_in_caching_is_a_failure_even_when_a_stop_ended
         (b"Traceback (most recent call last):\n  a\nOSError: \xff\xfe\n", "OSError: ��"),
         (b"Traceback (most recent call last):\n  a\nE: " + b"x" * 5000, "E: " + "x" * 997),
         (
-            b"Traceback (most recent call last):\n  a\nRuntimeError: CUDA error: device-side assert triggered\n"
+            b"Traceback (most recent call last):\n  a\nRuntimeError: CUDA error: an illegal access\n"
             b"CUDA kernel errors might be asynchronously reported at some other API call.\n"
             b"For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n",
-            "RuntimeError: CUDA error: device-side assert triggered",
+            "RuntimeError: CUDA error: an illegal access",
         ),
     ],
 )
