@@ -45,6 +45,7 @@ class Client:
         self._path = path
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._hangups: zmq.Socket[bytes] | None = None
         self._decoder = messages.reply_decoder()
         self._number = 0
 
@@ -67,12 +68,23 @@ class Client:
 
     def _receive(self, number: bytes, deadline: float) -> bytes | None:
         """The body of the reply to that request, or None at the deadline."""
-        assert self._socket is not None
-        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
-            answered, body = self._socket.recv_multipart()
-            # A late reply to a request that was given up is not the answer to this one.
-            if answered == number:
-                return body
+        assert self._socket is not None and self._hangups is not None
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._hangups, zmq.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = dict(poller.poll(int(left * 1000) + 1))
+            if self._socket in ready:
+                answered, body = self._socket.recv_multipart()
+                # A late reply to a request that was given up is not the answer to this one.
+                if answered == number:
+                    return body
+            elif self._hangups in ready:
+                # ZeroMQ would connect again, but the request is gone with the daemon that had it.
+                self.close()
+                raise Unreachable(
+                    "dpiped went away before it answered", hint="`dpipectl status` shows what is"
+                )
         return None
 
     def patient(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
@@ -93,14 +105,16 @@ class Client:
 
     def close(self) -> None:
         if self._socket is not None:
+            self._socket.disable_monitor()
             self._socket.close(linger=0)
-            self._socket = None
+            self._socket = self._hangups = None
 
     def _connect(self) -> "zmq.Socket[bytes]":
         if not os.access(self._path, os.F_OK):
             self._probe()
         connection = self._context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
+        self._hangups = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         connection.connect(f"ipc://{self._path}")
         return connection
 

@@ -222,14 +222,14 @@ class Progress:
         code = _last(_RETURN_CODE, b"exits with return code = ", text)
         self._rank_exit = int(code[1]) if code else self._rank_exit
         held = (self._evidence or self._last_line) + text
-        self._last_line = text[text.rfind(b"\n", 0, len(text) - 1) + 1 :][-LAST_LINE_LIMIT:]
+        self._last_line = text[_piece_start(text, len(text) - 1) :][-LAST_LINE_LIMIT:]
         if _TRACEBACK not in held:
             return
         steps = [match.start() for match in _STEP.finditer(held)]
         survived = len(steps) + self._steps_beyond >= STEPS_THAT_CLEAR_A_TRACEBACK
         begin = steps[-STEPS_THAT_CLEAR_A_TRACEBACK:][0] if survived and steps else 0
         at = held.find(_TRACEBACK, begin)
-        head = held.rfind(b"\n", 0, max(held.rfind(b"\n", 0, at), 0)) + 1
+        head = _piece_start(held, max(_piece_start(held, at) - 1, 0))
         self._evidence = held[head : head + EVIDENCE_LIMIT] if at >= 0 else b""
         beyond = head + EVIDENCE_LIMIT
         self._steps_beyond += sum(start >= beyond for start in steps)
@@ -243,9 +243,14 @@ def _last(pattern: re.Pattern[bytes], needle: bytes, text: bytes) -> re.Match[by
 
 
 def _line_at(text: bytes, at: int) -> bytes:
-    begin = max(text.rfind(b"\n", 0, at), text.rfind(b"\r", 0, at)) + 1
+    begin = _piece_start(text, at)
     ends = [end for end in (text.find(b"\n", at), text.find(b"\r", at)) if end >= 0]
     return text[begin : min(ends, default=len(text))]
+
+
+def _piece_start(text: bytes, at: int) -> int:
+    """Where the piece of text (ended by either line end) that holds `at` begins."""
+    return max(text.rfind(b"\n", 0, at), text.rfind(b"\r", 0, at)) + 1
 
 
 def _text(data: bytes | None) -> str | None:

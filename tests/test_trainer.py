@@ -498,6 +498,21 @@ def test_flags_of_others_are_refused(setup: Setup, capsys: pytest.CaptureFixture
     assert "is not supported by this trainer yet" in capsys.readouterr().err
 
 
+def test_it_runs_from_where_it_lies(tmp_path: Path) -> None:
+    """Not from an installed package of the same name, and without its own modules hiding others'."""
+    shutil.copytree(TRAINER.parent, tmp_path / "dpiped")
+    folder = tmp_path / "dpiped" / "trainer"
+    changed = (folder / "main.py").read_text().replace("train.py: error:", "the copy's error:")
+    (folder / "main.py").write_text(changed)
+    (folder / "json.py").write_text("raise ImportError('hidden by a module of the trainer')")
+    command = [sys.executable, "train.py", "--config", "missing.toml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "the copy's error: --config: there is no file missing.toml\n",
+    )
+
+
 def test_missing_config_and_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 1
     assert "--config is missing" in capsys.readouterr().err
