@@ -97,7 +97,9 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     follower.close()
     progress.finish()
     records = rundir.read(folder, Exit), rundir.read(folder, StopAsked)
-    return conclude(*records, progress.snapshot(), spec.completes)
+    train_dir = train_directory(folder, spec)
+    on_disk = checkpoints.complete_checkpoint(train_dir) if train_dir else None
+    return conclude(*records, progress.snapshot(), spec.completes, on_disk)
 
 
 def read_log(path: Path, request: messages.ReadLog) -> tuple[logs.Page, str, int]:

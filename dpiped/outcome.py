@@ -11,6 +11,8 @@ Known gap: the texts of exceptions are passed on as they are; only the most comm
 import re
 import signal
 
+import msgspec
+
 from dpiped.messages import OutcomeName
 from dpiped.progress import Snapshot
 from dpiped.rundir import Concluded, Exit, StopAsked
@@ -30,8 +32,19 @@ SIGKILL_EXITS = (247, 137)
 """-9 of a rank as deepspeed (256 - 9) and as a shell (128 + 9) pass it on."""
 
 
-def conclude(exit_: Exit | None, stop: StopAsked | None, said: Snapshot, completes: bool = True) -> Concluded:
-    """Outcome and reason. `completes` is False for what prints no completion line (`--cache_only`)."""
+def conclude(
+    exit_: Exit | None,
+    stop: StopAsked | None,
+    said: Snapshot,
+    completes: bool = True,
+    on_disk: str | None = None,
+) -> Concluded:
+    """Outcome and reason. `completes` is False for what prints no completion line (`--cache_only`).
+
+    `on_disk` is the whole checkpoint found in the training's directory. It counts more than what was
+    printed: from 0.19 on deepspeed does not announce checkpoints unless it is told to.
+    """
+    said = msgspec.structs.replace(said, checkpoint=on_disk or said.checkpoint)
     outcome, reason = _judge(exit_, stop, said, completes)
     return Concluded(
         outcome=outcome,
@@ -60,7 +73,7 @@ def _judge(
         if exit_.code is None and said.completed:
             return "completed", "its runner was killed, so nobody saw the exit code"
     if said.quit_manually and (exit_ is None or exit_.code == 0):
-        return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was announced'}"
+        return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was found'}"
     if stop is not None:
         return "stopped", _stopped(stop, said)
     if exit_ is None:

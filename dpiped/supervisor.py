@@ -279,7 +279,9 @@ class Supervisor:
         live.progress.finish()
         said = live.progress.snapshot()
         exit_ = live.exit_record()
-        concluded = conclude(exit_, rundir.read(live.folder, StopAsked), said, live.spec.completes)
+        on_disk = checkpoints.complete_checkpoint(live.train_dir) if live.train_dir else None
+        asked = rundir.read(live.folder, StopAsked)
+        concluded = conclude(exit_, asked, said, live.spec.completes, on_disk)
         if exit_ is None and live.launched is None and concluded.outcome == "unknown":
             why = live.warning or live.runner_log() or "the runner ended before it launched the training"
             concluded = Concluded("failed", why, time.time())

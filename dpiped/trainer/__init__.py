@@ -1,4 +1,4 @@
-"""The embedded trainer: a small rectified-flow diffusion transformer, trained with DeepSpeed's pipeline engine.
+"""The embedded trainer: a small rectified-flow diffusion transformer, on DeepSpeed's pipeline.
 
 Why: the daemon is of use only together with a trainer, and a full one needs a GPU, gigabytes of weights
 and a network. This one trains a real model on captioned images within minutes on two CPU cores, takes the

@@ -16,7 +16,7 @@ from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.table import ConfigError, Table
 
 MODEL_TYPE = "dpiped"
-SIZES = {"tiny": (96, 4, 24), "small": (256, 8, 48)}
+SIZES = {"tiny": (96, 4, 32), "small": (256, 8, 64)}
 """Width, depth and channels of the full-resolution stem."""
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 

@@ -17,11 +17,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed
+from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import PipelineModule
 from deepspeed.utils import logger
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -31,19 +32,18 @@ from dpiped.trainer.batches import Batches, Draw, Layout
 from dpiped.trainer.config import TrainConfig
 from dpiped.trainer.dataset import Images, Item
 from dpiped.trainer.flow import velocity_loss
+from dpiped.trainer.job import Job, check_batch
 from dpiped.trainer.loop import Loop, Position
 from dpiped.trainer.model import Layer, build_layers
+from dpiped.trainer.output import say
 from dpiped.trainer.saving import Average
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.text import Tokenizer, build_vocabulary, longest
 
-if TYPE_CHECKING:
-    from dpiped.trainer.main import Job
-
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
-def run(job: "Job") -> int:
+def run(job: Job) -> int:
     """Trains to the end, or until told to quit. Returns the exit code. Raises ConfigError."""
     config = job.config
     optimizer.check(config.optimizer)
@@ -55,7 +55,7 @@ def run(job: "Job") -> int:
             torch.distributed.destroy_process_group()
 
 
-def _run(job: "Job") -> int:
+def _run(job: Job) -> int:
     config, main = job.config, torch.distributed.get_rank() == 0
     images = _load_images(job, main)
     if job.cache_only:
@@ -82,9 +82,10 @@ def _set_up() -> None:
             ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
             torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks, 1))
     deepspeed.init_distributed()
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _load_images(job: "Job", main: bool) -> Images:
+def _load_images(job: Job, main: bool) -> Images:
     config = job.config.dataset
     if main:
         for path in job.scan.without_caption:
@@ -93,7 +94,7 @@ def _load_images(job: "Job", main: bool) -> Images:
         if job.scan.not_images:
             logger.warning(f"Skipping files that are not images: {_names(job.scan.not_images)}")
         for directory in config.directories:
-            print(f"caching latents: {directory.path}", flush=True)
+            say(f"caching latents: {directory.path}")
 
     def progress(items: tuple[Item, ...]) -> Iterator[Item]:
         yield from tqdm(items, disable=not main, file=sys.stderr)
@@ -103,9 +104,7 @@ def _load_images(job: "Job", main: bool) -> Images:
         if images.unreadable:
             logger.warning(f"Skipping images that can't be read: {_names(images.unreadable)}")
         for directory in config.directories:
-            print(f"caching text embeddings: {directory.path}", flush=True)
-    from dpiped.trainer.main import check_batch
-
+            say(f"caching text embeddings: {directory.path}")
     check_batch(job.config, len(images.examples()), torch.distributed.get_world_size())
     return images
 
@@ -125,7 +124,7 @@ def _print_parameters(layers: list[Layer]) -> None:
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     share = 100 * trainable / total
-    print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}", flush=True)
+    say(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")
 
 
 def _make_run_dir(config: TrainConfig, spec: ModelSpec, main: bool) -> Path:
@@ -163,7 +162,7 @@ def _build_engine(
     total = min(config.epochs * batches.steps_per_epoch, config.max_steps or sys.maxsize)
 
     def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
-        print(f"Global batch size = {layout.global_batch}", flush=True)
+        say(f"Global batch size = {layout.global_batch}")
         return optimizer.make(config.optimizer, parameters)
 
     def make_scheduler(made: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
@@ -183,7 +182,7 @@ def _build_engine(
     return engine, batches
 
 
-def _restore(job: "Job", engine: Any, average: Average, examples: int) -> Position:
+def _restore(job: Job, engine: Any, average: Average, examples: int) -> Position:
     """Loads weights, optimizer, average and position from the checkpoint to resume from."""
     assert job.resume is not None
     keep = not job.reset_optimizer
@@ -203,14 +202,10 @@ def _restore(job: "Job", engine: Any, average: Average, examples: int) -> Positi
         position = Position(epoch=position.epoch)
     if engine.global_rank == 0:
         if changed:
-            print(
+            say(
                 f"The data set has {examples} examples instead of {saved['examples']}: "
-                f"epoch {position.epoch} begins again",
-                flush=True,
+                f"epoch {position.epoch} begins again"
             )
         step = engine.global_steps + 1
-        print(
-            f"Resuming training from checkpoint. Resuming at epoch: {position.epoch}, step: {step}",
-            flush=True,
-        )
+        say(f"Resuming training from checkpoint. Resuming at epoch: {position.epoch}, step: {step}")
     return position

@@ -23,6 +23,7 @@ from dpiped.trainer.batches import Batches
 from dpiped.trainer.config import TrainConfig
 from dpiped.trainer.dataset import Item
 from dpiped.trainer.flow import sample
+from dpiped.trainer.output import say
 from dpiped.trainer.saving import Average, assemble, save_model
 from dpiped.trainer.spec import ModelSpec
 
@@ -55,7 +56,9 @@ class Loop:
         self._config, self._spec, self._engine, self._batches = config, spec, engine, batches
         self._average, self._run_dir, self._position = average, run_dir, position
         self._main = engine.global_rank == 0
-        self._writer = SummaryWriter(str(run_dir)) if self._main else None
+        # Steps done after the checkpoint, and now done again, replace the old ones in TensorBoard.
+        first = engine.global_steps + 1
+        self._writer = SummaryWriter(str(run_dir), purge_step=first) if self._main else None
         self._last_checkpoint = engine.global_steps
         self._checkpoint_time = time.monotonic()
         self._captions: list[str] = []
@@ -75,7 +78,7 @@ class Loop:
         try:
             while not self._finished():
                 if self._advance():
-                    print("Manually quitting", flush=True)
+                    say("Manually quitting")
                     return 0
         finally:
             if self._writer is not None:
@@ -129,7 +132,7 @@ class Loop:
             self._position = Position(position.epoch + 1)
 
     def _look(self) -> tuple[bool, bool, bool]:
-        """(a checkpoint is due by the clock, `save` is there, `save_quit` is there); the same on all ranks."""
+        """(a checkpoint is due by the clock, `save` is there, `save_quit` is there); equal on all ranks."""
         seen = [False, False, False]
         if self._main:
             minutes = self._config.checkpoint_every_n_minutes
@@ -198,7 +201,7 @@ class Loop:
 
     def _print(self, text: str) -> None:
         if self._main:
-            print(text, flush=True)
+            say(text)
 
 
 def _due(count: int, every: int | None) -> bool:

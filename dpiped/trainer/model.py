@@ -15,42 +15,52 @@ import math
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.text import PAD
 
 State: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""(patches [B, N, D], stem [B, C, side, side], time [B, D], words [B, L, D], word mask [B, L] 0/1)."""
+"""(patches [B, N, D], pixels [B, side * side, C], time [B, D], words [B, L, D], word mask [B, L] 0/1)."""
 TIME_FEATURES = 64
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without parameters, then scaled and shifted per image; x is [B, N, D], the others [B, D]."""
-    return F.layer_norm(x, x.shape[-1:]) * (1 + scale[:, None]) + shift[:, None]
+    return functional.layer_norm(x, x.shape[-1:]) * (1 + scale[:, None]) + shift[:, None]
 
 
 def condition(time: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     """Time and the mean of the caption's words, [B, D]."""
     weight = mask[..., None].to(words.dtype)
-    return F.silu(time + (words * weight).sum(1) / weight.sum(1))
+    return functional.silu(time + (words * weight).sum(1) / weight.sum(1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention over [B, N, D]; mask is [B, N of k] with 1 for what may be seen."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     seen = None if mask is None else mask[:, None, None, :].bool()
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """[B, C, h, w] → [B, h * w, C]; no copy if the channels are last in memory."""
+    return grid.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_grid(tokens: Tensor, side: int) -> Tensor:
+    """[B, side * side, C] → [B, C, side, side] with the channels last in memory."""
+    return tokens.reshape(len(tokens), side, side, -1).permute(0, 3, 1, 2)
 
 
 class Layer(nn.Module):
     """One layer of the pipeline. In bfloat16 it computes so where that is safe; parameters stay float32."""
 
-    bfloat16 = False
+    half_precision = False
 
     def forward(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...] | Tensor:
-        with torch.autocast(state[0].device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(state[0].device.type, torch.bfloat16, enabled=self.half_precision):
             return self.run(*state)
 
     def run(self, *state: Tensor) -> tuple[Tensor, ...] | Tensor:
@@ -78,13 +88,14 @@ class Embed(Layer):
 
     def run(self, *batch: Tensor) -> State:
         noisy, time, ids = batch
-        stem = self.stem(noisy)
-        patches = self.patch(stem).flatten(2).transpose(1, 2) + self.position
+        # Channels last is a fifth faster on CPUs; as [B, pixels, C] it is also what may cross a stage border.
+        stem = self.stem(noisy.contiguous(memory_format=torch.channels_last))
+        patches = to_tokens(self.patch(stem)) + self.position
         mask = (ids != PAD).to(torch.int64)
         words = self.word(ids) + self.word_position
-        q, k, v = self.word_qkv(F.layer_norm(words, words.shape[-1:])).chunk(3, -1)
+        q, k, v = self.word_qkv(functional.layer_norm(words, words.shape[-1:])).chunk(3, -1)
         words = words + self.word_out(attend(q, k, v, self.heads, mask))
-        return patches, stem, self.time(time_features(time)), words, mask
+        return patches, to_tokens(stem), self.time(time_features(time)), words, mask
 
 
 def time_features(time: Tensor) -> Tensor:
@@ -106,28 +117,27 @@ class Block(Layer):
         self.qkv = nn.Linear(width, 3 * width)
         self.word_kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width)
-        self.depthwise = nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = nn.Linear(width, 3 * width)
+        self.depthwise = nn.Conv2d(3 * width, 3 * width, 3, padding=1, groups=3 * width)
+        self.down = nn.Linear(3 * width, width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def run(self, *state: Tensor) -> State:
-        x, stem, time, words, mask = state
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition(time, words, mask)).chunk(
-            6, -1
-        )
+        x, pixels, time, words, mask = state
+        modulation = self.modulation(condition(time, words, mask))
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
         q, k, v = self.qkv(modulate(x, shift1, scale1)).chunk(3, -1)
-        word_k, word_v = self.word_kv(F.layer_norm(words, words.shape[-1:])).chunk(2, -1)
+        word_k, word_v = self.word_kv(functional.layer_norm(words, words.shape[-1:])).chunk(2, -1)
         seen = torch.cat((mask.new_ones(x.shape[:2]), mask), 1)
         mixed = attend(q, torch.cat((k, word_k), 1), torch.cat((v, word_v), 1), self.heads, seen)
         x = x + gate1[:, None] * self.out(mixed)
-        return x + gate2[:, None] * self.mlp(modulate(x, shift2, scale2)), stem, time, words, mask
+        return x + gate2[:, None] * self.mlp(modulate(x, shift2, scale2)), pixels, time, words, mask
 
     def mlp(self, x: Tensor) -> Tensor:
         """[B, N, D] → [B, N, D]."""
-        grid = self.up(x).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
-        return self.down(F.gelu(self.depthwise(grid)).permute(0, 2, 3, 1).flatten(1, 2))
+        down: Tensor = self.down(functional.gelu(to_tokens(self.depthwise(to_grid(self.up(x), self.side)))))
+        return down
 
 
 class Head(Layer):
@@ -145,11 +155,13 @@ class Head(Layer):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def run(self, *state: Tensor) -> Tensor:
-        x, stem, time, words, mask = state
+        x, pixels, time, words, mask = state
         shift, scale = self.modulation(condition(time, words, mask)).chunk(2, -1)
-        patches = self.unpatch(modulate(x, shift, scale)).transpose(1, 2)
-        grid = F.pixel_shuffle(patches.unflatten(2, (self.side, self.side)), self.patch)
-        return self.out(F.silu(self.merge(torch.cat((grid, stem), 1)))).float()
+        side, patch = self.side, self.patch
+        patches = self.unpatch(modulate(x, shift, scale)).reshape(len(x), side, side, patch, patch, -1)
+        known = torch.cat((patches.transpose(2, 3).reshape(pixels.shape), pixels), -1)
+        velocity: Tensor = self.out(functional.silu(self.merge(to_grid(known, side * patch))))
+        return velocity.float()
 
 
 def build_layers(spec: ModelSpec, seed: int, bfloat16: bool = False) -> list[Layer]:
@@ -158,7 +170,7 @@ def build_layers(spec: ModelSpec, seed: int, bfloat16: bool = False) -> list[Lay
         torch.manual_seed(seed)
         layers: list[Layer] = [Embed(spec), *(Block(spec) for _ in range(spec.depth)), Head(spec)]
     for layer in layers:
-        layer.bfloat16 = bfloat16
+        layer.half_precision = bfloat16
     return layers
 
 
