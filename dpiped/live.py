@@ -146,7 +146,8 @@ class LiveRun:
             elapsed_seconds=max(time.time() - started, 0.0) if started else None,
             detail=said.detail,
             warning=self.warning or hang_warning(said),
-            checkpoint=(checkpoints.latest_tag(self.train_dir) if self.train_dir else None) or said.checkpoint,
+            checkpoint=(checkpoints.latest_tag(self.train_dir) if self.train_dir else None)
+            or said.checkpoint,
             train_dir=str(self.train_dir) if self.train_dir else None,
             stopping=stopping,
         )
