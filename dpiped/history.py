@@ -75,7 +75,11 @@ def last_run(folder: Path, run: str) -> messages.LastRun | None:
     concluded = rundir.read(folder, Concluded)
     if concluded is None:
         return None
-    exit_ = rundir.read(folder, Exit)
+    return as_last_run(run, concluded, rundir.read(folder, Exit))
+
+
+def as_last_run(run: str, concluded: Concluded, exit_: Exit | None) -> messages.LastRun:
+    """What `status` says of a run that has ended."""
     return messages.LastRun(
         id=run,
         outcome=concluded.outcome,

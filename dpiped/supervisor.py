@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpiped import checkpoints, launch, lifecycle, messages, procs, recovery, rundir, saving
+from dpiped import checkpoints, ending, launch, lifecycle, messages, procs, recovery, rundir, saving
 from dpiped.errors import LaunchFailed, Refused, RunDamaged
 from dpiped.launch import Wanted
 from dpiped.lifecycle import (
@@ -33,8 +33,7 @@ from dpiped.lifecycle import (
     Stopping,
 )
 from dpiped.live import LiveRun
-from dpiped.outcome import conclude, hang
-from dpiped.rundir import Concluded, Spec, StopAsked
+from dpiped.rundir import Concluded, Exit, Spec
 from dpiped.settings import RUN_MARKER, Settings, training_environment
 
 TICK = 0.1
@@ -136,8 +135,7 @@ class Supervisor:
         """Stops following without touching the run."""
         if self._follower is not None:
             self._follower.cancel()
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._cancel_deadline()
 
     async def end(self, by: str) -> None:
         """Stops the active run, if any, and waits until nothing of it is left."""
@@ -167,12 +165,11 @@ class Supervisor:
     async def _follow(self, live: LiveRun) -> None:
         """From spawn or adoption to the conclusion. The only path."""
         while not await self._over(live):
-            launched = live.launched is not None
             if await live.drain():
                 await self.announce()
-            if launched:
+            if live.launched is not None:
                 live.look_for_files()
-            await asyncio.sleep(TICK if launched else LAUNCH_TICK)
+            await asyncio.sleep(TICK if live.launched is not None else LAUNCH_TICK)
         await live.drain()
         live.find_files()
         _reap(live)
@@ -182,17 +179,24 @@ class Supervisor:
     async def _over(self, live: LiveRun) -> bool:
         """Is nothing of it left? Notices the launch on the way, and replaces a runner that was killed."""
         alive = live.runner_is_alive()
-        if live.launched is None and live.look_for_launch():
+        if live.launched is None and self._look_for_launch(live):
             self._act(self.machine.feed(Launched(live.id)))
             await self.announce()
             alive = live.runner_is_alive()
         if alive:
             return False
-        if live.exit_record() is None and live.members():
+        if ending.record_of(live, Exit, self.notice) is None and live.members():
             log.warning("the runner of run %s is gone; another one takes over", live.id)
             live.spawn_runner(self._environment, adopt=True)
             return False
         return True
+
+    def _look_for_launch(self, live: LiveRun) -> bool:
+        try:
+            return live.look_for_launch()
+        except RunDamaged as error:
+            self.notice(f"run {live.id} is damaged: {error}")
+            return False
 
     async def _launched(self, spec: Spec, run_dir: Path) -> messages.Started:
         def decided() -> bool:
@@ -200,14 +204,15 @@ class Supervisor:
             return not (isinstance(state, Starting) and state.run == spec.run)
 
         await self.wait_until(decided, LAUNCH_TIMEOUT)
-        live = self.live
-        if live is None or live.id != spec.run or live.launched is None:
+        # The record, not the live run: a training may have ended already.
+        launched = rundir.read(run_dir, rundir.Launched)
+        if launched is None:
             concluded = rundir.read(run_dir, Concluded)
             why = concluded.reason if concluded else "the runner did not launch it in time"
             raise LaunchFailed(f"run {spec.run}: {why}", hint=f"see {run_dir}")
         return messages.Started(
             run=spec.run,
-            pid=live.launched.child.pid,
+            pid=launched.child.pid,
             config=str(run_dir / rundir.TRAINING_TOML),
             resumed_from=spec.resumed_from,
         )
@@ -222,11 +227,13 @@ class Supervisor:
                 case Spawn():
                     self._spawn(live)
                 case Record(_, rung, deadline):
-                    self._record_stop(live, rung, deadline)
+                    ending.ask_to_stop(live, rung, self._stop_by, deadline, self.notice)
                 case Climb(_, rung, deadline):
                     self._climb(live, rung, deadline)
                 case Conclude():
-                    self._conclude(live)
+                    self._cancel_deadline()
+                    self.last = ending.conclude_run(live, self.notice)
+                    self.live = None
 
     def _spawn(self, live: LiveRun) -> None:
         try:
@@ -235,23 +242,9 @@ class Supervisor:
             live.warning = f"the runner can't be started: {error}"
         log.info("starting run %s: %s", live.id, " ".join(live.spec.argv))
 
-    def _record_stop(self, live: LiveRun, rung: lifecycle.Rung, deadline: float) -> None:
-        try:
-            before = rundir.read(live.folder, StopAsked)
-        except RunDamaged:
-            before = None
-        fault = before.fault if before else hang(live.progress.snapshot())
-        asked = StopAsked(rung, self._stop_by, time.time(), deadline, procs.boot_id(), fault)
-        try:
-            rundir.write(live.folder, asked)
-        except OSError as error:
-            # The stop itself must not fail because a disk is full.
-            self.notice(f"run {live.id}: stop.json can't be written: {error}")
-
     def _climb(self, live: LiveRun, rung: lifecycle.Rung, deadline: float) -> None:
         log.info("stopping run %s: %s", live.id, DOES[rung])
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._cancel_deadline()
         if rung == "save":
             deadline = deadline if self._ask_to_quit(live) else time.monotonic()
         else:
@@ -268,41 +261,14 @@ class Supervisor:
             log.info("run %s has no directory to save into yet", live.id)
         return asked
 
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+
     def _fall(self, run: str) -> None:
         state = self.machine.state
         if isinstance(state, Stopping) and state.run == run:
             self._act(self.machine.feed(Fall(time.monotonic())))
-
-    def _conclude(self, live: LiveRun) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        live.progress.finish()
-        said = live.progress.snapshot()
-        exit_ = live.exit_record()
-        on_disk = checkpoints.complete_checkpoint(live.train_dir) if live.train_dir else None
-        asked = rundir.read(live.folder, StopAsked)
-        concluded = conclude(exit_, asked, said, live.spec.completes, on_disk)
-        if exit_ is None and live.launched is None and concluded.outcome == "unknown":
-            why = live.warning or live.runner_log() or "the runner ended before it launched the training"
-            concluded = Concluded("failed", why, time.time())
-        try:
-            rundir.write(live.folder, concluded)
-        except OSError as error:
-            self.notice(f"run {live.id}: outcome.json can't be written: {error}")
-        if live.train_dir is not None:
-            checkpoints.clear_signal_files(live.train_dir)
-        live.close()
-        self.live = None
-        self.last = messages.LastRun(
-            id=live.id,
-            outcome=concluded.outcome,
-            reason=concluded.reason,
-            exit_code=exit_.code if exit_ else None,
-            signal=exit_.signal if exit_ else None,
-            ended_at=concluded.at,
-        )
-        why = f" ({concluded.reason})" if concluded.reason else ""
-        log.info("run %s: %s%s", live.id, concluded.outcome, why)
 
     # --- small things
 

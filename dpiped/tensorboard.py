@@ -43,7 +43,8 @@ class TensorBoard:
         self._task: asyncio.Task[None] | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._log = settings.state_dir / LOG
-        shown = "localhost" if settings.tensorboard_host == "127.0.0.1" else settings.tensorboard_host
+        here = ("127.0.0.1", "0.0.0.0", "::", "::1")
+        shown = "localhost" if settings.tensorboard_host in here else settings.tensorboard_host
         host = f"[{shown}]" if ":" in shown else shown
         self._url = f"http://{host}:{settings.tensorboard_port}/"
         self.view = messages.TensorBoard(
