@@ -94,14 +94,29 @@ def test_a_rank_sigkilled_is_said_within_seconds(real: Workspace) -> None:
     assert "SIGKILL" in ended["reason"]
 
 
-def test_real_photographs_train_as_a_data_set(real: Workspace) -> None:
+def pictures(folder: Path) -> None:
+    """The ten real photographs where they lie beside the checkout; else as mixed a set of our own."""
+    folder.mkdir()
     photos = SHARED / "photos"
-    if not photos.is_dir():
-        pytest.skip("the ten photographs are not beside this checkout")
+    if photos.is_dir():
+        for path in photos.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        return
+    from PIL import Image
+
+    modes = ("RGB", "L", "RGBA", "P", "RGB", "L", "RGB", "RGBA", "RGB")
+    for number, mode in enumerate(modes):
+        picture = Image.radial_gradient("L").resize((80 + 40 * number, 300 - 20 * number)).convert(mode)
+        suffix = "jpg" if mode in ("RGB", "L") and number % 2 else "png"
+        picture.save(folder / f"{number}.{suffix}")
+        (folder / f"{number}.txt").write_text(f"picture number {number}")
+    Image.new("RGBA", (120, 90)).save(folder / "logo.png")
+    (folder / "README.md").write_text("not a picture")
+
+
+def test_photographs_of_mixed_sizes_and_modes_train_as_a_data_set(real: Workspace) -> None:
     data = real.root / "datasets/photos"
-    data.mkdir()
-    for path in photos.iterdir():
-        (data / path.name).write_bytes(path.read_bytes())
+    pictures(data)
     config = quick_config(real, data, epochs=3)
     # Without prompts of its own the trainer draws captions of the data set.
     config.write_text(config.read_text().replace("sample_prompts = []\n", ""))

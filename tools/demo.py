@@ -19,7 +19,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent / ".demo"
+ROOT = Path(sys.argv[1] if len(sys.argv) > 1 else ".demo").resolve()
+"""Everything that the demo makes; removed at its start."""
 BIN = Path(sys.executable).parent
 STEP = re.compile(r"steps: \d+ loss: (\S+) ")
 
