@@ -21,6 +21,7 @@ from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
 POLL = 2.0
+PAGE = 100_000
 
 
 def status(client: Client, options: argparse.Namespace) -> int:
@@ -174,15 +175,12 @@ def _started(client: Client, options: argparse.Namespace, reply: messages.Starte
 
 
 def _lines(client: Client, options: argparse.Namespace) -> messages.LogLines:
-    if not options.all:
-        return _ask(
-            client, messages.ReadLog(options.run, limit=min(options.lines, 100_000)), messages.LogLines
-        )
-    page = _ask(client, messages.ReadLog(options.run, after=0, limit=20_000), messages.LogLines)
-    pages = [page]
-    # The whole log comes in pages; a run that goes on is read up to where it is now.
-    while page.lines and not page.eof and not options.follow:
-        page = _ask(client, messages.ReadLog(page.run, after=page.next, limit=20_000), messages.LogLines)
+    """What is there now. A reply is bounded, so a long log comes in pages; a follower reads on by itself."""
+    after, limit = (0, PAGE) if options.all else (None, min(options.lines, PAGE))
+    page = _ask(client, messages.ReadLog(options.run, after=after, limit=limit), messages.LogLines)
+    pages, end = [page], page.end
+    while page.lines and not page.eof and page.next < end and not options.follow:
+        page = _ask(client, messages.ReadLog(page.run, after=page.next, limit=PAGE), messages.LogLines)
         pages.append(page)
     lines = tuple(line for each in pages for line in each.lines)
     return msgspec.structs.replace(page, lines=lines)

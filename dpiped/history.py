@@ -106,15 +106,16 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     return conclude(*records, progress.snapshot(), spec.completes, on_disk)
 
 
-def read_log(path: Path, request: messages.ReadLog) -> tuple[logs.Page, str, int]:
-    """(page, unfinished line, size) of a log that no longer grows."""
+def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLines:
+    """A page of a log that no longer grows."""
     upto, size = logs.extent(path)
     after = request.after if request.after is not None else logs.tail_start(path, request.limit, upto)
-    if after >= upto:
-        page = logs.Page((), max(upto, min(after, size)))
-    else:
+    page = logs.Page((), upto)
+    if after < upto:
         page = logs.read_lines(path, after, request.limit, upto, messages.REPLY_BYTES)
-    return page, logs.read_unfinished(path, upto, size) if page.next >= upto else "", size
+    eof = page.next >= upto
+    current = logs.read_unfinished(path, upto, size) if eof else ""
+    return messages.LogLines(run, page.lines, current, page.next, size, eof)
 
 
 def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:

@@ -130,15 +130,7 @@ class Verbs:
             await self._supervisor.wait_until(lambda: self._grown(run, seen), request.wait)
         live = self._live(run)
         if live is None:
-            page, current, size = history.read_log(path, request)
-            return messages.LogLines(
-                run,
-                page.lines,
-                current,
-                page.next,
-                size,
-                eof=page.next + len(current) >= size or bool(current),
-            )
+            return history.read_log(run, path, request)
         page = self._live_page(live, request, path)
         current = live.ring.current if page.next >= live.ring.next else ""
         return messages.LogLines(run, page.lines, current, page.next, live.ring.end, eof=False)

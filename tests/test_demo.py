@@ -23,4 +23,4 @@ def test_the_demo_trains_shows_and_ends_by_itself_within_three_minutes(tmp_path:
     # It checks the loss, TensorBoard's list and the samples itself.
     assert done.returncode == 0, done.stdout + done.stderr
     assert "completed at step" in done.stdout
-    assert list((tmp_path / "demo/outputs").glob("*/samples/*.png"))
+    assert list((tmp_path / "demo/example/output").glob("*/samples/*.png"))

@@ -222,6 +222,8 @@ def test_every_line_of_a_chatty_run_once_through_the_cursor(dpiped: Workspace) -
         after, eof = reply.next, reply.eof
     client.close()
     assert lines == dpiped.log_text(run).splitlines()
+    # More than fits into one reply, asked for as a tail.
+    assert dpiped.ctl("logs", run, "-n", "49000")[1].splitlines() == lines[-49000:]
     raw = subprocess.run(
         [str(BIN / "dpipectl"), "logs", run, "--raw", "--all"],
         env=dpiped.env,

@@ -30,8 +30,7 @@ def main() -> int:
     ROOT.mkdir()
     env = environment()
     say("writing the example data set")
-    example, outputs = str(ROOT / "example"), str(ROOT / "outputs")
-    command = [sys.executable, "-m", "dpiped.trainer", "example", example, "--output-dir", outputs]
+    command = [sys.executable, "-m", "dpiped.trainer", "example", str(ROOT / "example")]
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
     say("starting the daemon")
     with (ROOT / "dpiped.log").open("wb") as log:
