@@ -34,5 +34,6 @@ $(VENV)/.needs: pyproject.toml constraints.txt
 # The project itself, as a user gets it, whenever a source file has changed. (An editable install would
 # slow down every start of dpipectl by the finder that it adds.)
 $(VENV)/.project: $(VENV)/.needs $(SOURCES)
+	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@
