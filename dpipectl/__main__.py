@@ -54,6 +54,9 @@ def _run() -> int:
     try:
         code: int = getattr(verbs, options.verb)(Client(socket_path()), options)
         return code
+    except UnicodeEncodeError:
+        text = "an argument is not UTF-8"
+        cli.fail("invalid", text, cli.EXIT_INVALID, as_json=options.json)
     except (DpipedError, Failed) as error:
         said = error.error if isinstance(error, Failed) else error
         status = cli.EXIT_CODES.get(said.code, cli.EXIT_NOT_COMPLETED)

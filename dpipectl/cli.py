@@ -110,7 +110,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if options.version:
         import dpiped
 
-        print(f"dpipectl {dpiped.__version__}")
+        shown = f"dpipectl {dpiped.__version__}"
+        print(f'{{"version": "{dpiped.__version__}"}}' if options.json else shown)
         raise SystemExit(EXIT_OK)
     if options.verb is None:
         if options.json:

@@ -16,6 +16,7 @@ import time
 from dpipectl import render
 from dpipectl.client import Client, Failed
 from dpiped import messages
+from dpiped.errors import Unreachable
 
 WAIT = 2.0
 """Seconds of one long poll: short, so that a daemon's death is noticed soon."""
@@ -112,9 +113,11 @@ def ended(client: Client, run: str) -> messages.RunReply:
 
 
 def _progress_of(client: Client, run: str) -> str:
+    if not sys.stdout.isatty():
+        return ""
     try:
         reply = client.call(messages.GetStatus())
-    except Failed:
+    except (Failed, Unreachable):
         return ""
     if isinstance(reply, messages.Status) and reply.run is not None and reply.run.id == run:
         return render.bar(reply.run, shutil.get_terminal_size().columns - 1)

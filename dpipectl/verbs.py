@@ -79,8 +79,11 @@ def logs(client: Client, options: argparse.Namespace) -> int:
 
     if options.follow and options.json:
         cli.fail("usage", "--json and --follow don't go together", cli.EXIT_USAGE, as_json=True)
-    if options.lines < (0 if options.raw else 1):
-        cli.fail("usage", "-n takes a number from 1 on", cli.EXIT_USAGE, as_json=options.json)
+    if options.raw and options.json:
+        cli.fail("usage", "--json and --raw don't go together", cli.EXIT_USAGE, as_json=True)
+    if not 1 <= options.lines <= PAGE:
+        text = f"-n takes a number from 1 to {PAGE}; --all shows everything"
+        cli.fail("usage", text, cli.EXIT_USAGE, as_json=options.json)
     if options.raw:
         tail = None if options.all else options.lines
         first = _ask(client, messages.ReadRaw(options.run, tail=tail), messages.RawLog)
@@ -176,12 +179,15 @@ def _started(client: Client, options: argparse.Namespace, reply: messages.Starte
 
 def _lines(client: Client, options: argparse.Namespace) -> messages.LogLines:
     """What is there now. A reply is bounded, so a long log comes in pages; a follower reads on by itself."""
-    after, limit = (0, PAGE) if options.all else (None, min(options.lines, PAGE))
-    page = _ask(client, messages.ReadLog(options.run, after=after, limit=limit), messages.LogLines)
-    pages, end = [page], page.end
-    while page.lines and not page.eof and page.next < end and not options.follow:
-        page = _ask(client, messages.ReadLog(page.run, after=page.next, limit=PAGE), messages.LogLines)
+    after, left = (0, sys.maxsize) if options.all else (None, options.lines)
+    page = _ask(client, messages.ReadLog(options.run, after=after, limit=min(left, PAGE)), messages.LogLines)
+    pages = [page]
+    left -= len(page.lines)
+    while page.lines and left > 0 and not page.eof and not options.follow:
+        request = messages.ReadLog(page.run, after=page.next, limit=min(left, PAGE))
+        page = _ask(client, request, messages.LogLines)
         pages.append(page)
+        left -= len(page.lines)
     lines = tuple(line for each in pages for line in each.lines)
     return msgspec.structs.replace(page, lines=lines)
 

@@ -7,12 +7,14 @@ directory is recognised by its copy of our snapshot, and a checkpoint counts onl
 Known gap: files are checked for being there and not empty, not for their content.
 """
 
+import re
 from pathlib import Path
 
 from dpiped.configs import is_marked
 from dpiped.errors import InvalidInput
 from dpiped.rundir import TRAINING_TOML
 
+_TAG = re.compile(r"[\w.-]{1,200}")
 SIGNAL_FILES = ("save", "save_quit")
 
 
@@ -35,17 +37,18 @@ def _changed(path: Path) -> float:
 
 
 def latest_tag(train_dir: Path) -> str | None:
-    """What DeepSpeed's `latest` names; None if there is none."""
+    """What DeepSpeed's `latest` names; None if there is none, or if it is no checkpoint's name."""
     try:
-        return (train_dir / "latest").read_text().strip() or None
+        text = (train_dir / "latest").read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
+    return text if _TAG.fullmatch(text) else None
 
 
 def complete_checkpoint(train_dir: Path) -> str | None:
     """The tag that `latest` names, if its folder is whole; that is the one DeepSpeed would load."""
     tag = latest_tag(train_dir)
-    if tag is None or "/" in tag:
+    if tag is None:
         return None
     try:
         files = [path for path in (train_dir / tag).iterdir() if path.is_file()]
@@ -81,6 +84,6 @@ def newest_resumable(output_dir: Path) -> Path | None:
 
 
 def clear_signal_files(train_dir: Path) -> None:
-    """A `save_quit` that was never read would end the next resume at its first step."""
+    """A `save_quit` that was never read would end the next resume at its first step. Raises OSError."""
     for name in SIGNAL_FILES:
         (train_dir / name).unlink(missing_ok=True)

@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Literal
 
 from dpiped import events, launch, lifecycle, rundir
-from dpiped.errors import AlreadyOwned, DpipedError, RunDamaged
+from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
 from dpiped.launch import Wanted
-from dpiped.rundir import Concluded, Spec
+from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.server import Server, prepare_directory
 from dpiped.settings import Settings
-from dpiped.supervisor import Supervisor
+from dpiped.supervisor import REQUESTED, Supervisor
 from dpiped.tensorboard import TensorBoard
 from dpiped.verbs import Verbs
 
 TENSORBOARD_LOOK_EVERY = 0.25
+SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+END_SIGNALS = frozenset(("SIGTERM", "SIGINT"))
+LAST_ANSWERS = 0.2
 SIGNAL_TWINS_WITHIN = 1.0
 """A terminal or `timeout` may deliver one request to end as two signals, to process and group (seconds)."""
 
@@ -44,6 +47,8 @@ def main(settings: Settings) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Until their handlers are set (below, and after a reload's exec) these signals wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     locks = _lock(settings)
     if asyncio.run(Daemon(settings).run()) == "reload":
         log.info("reloading")
@@ -61,13 +66,14 @@ class Daemon:
         self.supervisor = Supervisor(settings)
         self.tensorboard = TensorBoard(settings)
         self._asked: asyncio.Queue[str] = asyncio.Queue()
-        verbs = Verbs(self.supervisor, self.tensorboard, lambda: self._asked.put_nowait("reload"))
+        verbs = Verbs(self.supervisor, self.tensorboard, self._ask_to_reload)
         self.server = Server(settings.socket, verbs.answer)
 
     async def run(self) -> End:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._asked.put_nowait, number.name)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for problem in events.prepare_root(self.settings):
             self.supervisor.notice(problem)
         await self.supervisor.recover()
@@ -87,10 +93,16 @@ class Daemon:
     async def _until_asked(self) -> End:
         """Waits for the end. While the ladder runs, a second signal takes it to the last rung."""
         asked = await self._asked.get()
-        if asked in ("reload", "SIGHUP"):
+        while asked not in END_SIGNALS:
             # Let the reply to the one who asked leave the socket.
             await asyncio.sleep(0.1)
-            return "reload"
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            others = self._drain_asked()
+            if not END_SIGNALS.intersection(others):
+                return "reload"
+            # Whoever wants the end meanwhile gets it, not a daemon that has forgotten it.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            asked = next(word for word in others if word in END_SIGNALS)
         log.info("%s received", asked)
         if self.settings.on_exit == "detach":
             log.info("leaving the run to the next daemon (DIFFPIPE_ON_EXIT=detach)")
@@ -98,16 +110,29 @@ class Daemon:
         hurrying = asyncio.create_task(self._hurry())
         await self.supervisor.end(asked)
         hurrying.cancel()
+        # Those who wait for the run's end get their answer.
+        await asyncio.sleep(LAST_ANSWERS)
         return "exit"
+
+    def _drain_asked(self) -> list[str]:
+        words = []
+        while not self._asked.empty():
+            words.append(self._asked.get_nowait())
+        return words
 
     async def _hurry(self) -> None:
         """Whoever signals again has no time for the ladder. Twins of the first signal do not count."""
         await asyncio.sleep(SIGNAL_TWINS_WITHIN)
-        while not self._asked.empty():
-            self._asked.get_nowait()
-        await self._asked.get()
+        self._drain_asked()
+        while await self._asked.get() not in END_SIGNALS:
+            log.info("no reload while the daemon is ending")
         if self.supervisor.live is not None:
             await self.supervisor.stop("kill", None, "a second signal")
+
+    def _ask_to_reload(self) -> None:
+        if self.supervisor.ending:
+            raise Refused("The daemon is ending; it does not reload any more.")
+        self._asked.put_nowait("reload")
 
     async def _watch_tensorboard(self) -> None:
         seen = self.tensorboard.view
@@ -124,25 +149,39 @@ class Daemon:
         wanted = Wanted(self.settings.config, args=self.settings.extra_args, service=True)
         try:
             plan = launch.make(self.settings, wanted)
-            if done := self._completed_run(plan.spec):
-                log.info("DIFFPIPE_CONFIG is not trained again: run %s of it has completed", done)
+            if why := self._settled(plan.spec):
+                log.info("DIFFPIPE_CONFIG is not trained again: %s", why)
                 return
             await self.supervisor.start(wanted)
         except DpipedError as error:
             self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error.message}")
             await self.supervisor.announce()
 
-    def _completed_run(self, spec: Spec) -> str | None:
-        """The run that has completed exactly this config (same path, same content)."""
+    def _settled(self, spec: Spec) -> str | None:
+        """Why this config (same path, same content) is not to be trained again; None if it is.
+
+        A run of it has completed; or its newest one was stopped by a client, who would be surprised to
+        see it begin anew when the daemon is reloaded.
+        """
         runs = self.supervisor.runs
+        newest = True
         for name in rundir.names(runs):
             try:
                 known, concluded = rundir.read(runs / name, Spec), rundir.read(runs / name, Concluded)
+                asked = rundir.read(runs / name, StopAsked)
             except RunDamaged:
                 continue
-            done = concluded is not None and concluded.outcome == "completed"
-            if done and known and (known.source, known.digest) == (spec.source, spec.digest):
-                return name
+            if (
+                known is None
+                or concluded is None
+                or (known.source, known.digest) != (spec.source, spec.digest)
+            ):
+                continue
+            if concluded.outcome == "completed" and known.completes == spec.completes:
+                return f"run {name} of it has completed"
+            if newest and concluded.outcome == "stopped" and asked is not None and asked.by == REQUESTED:
+                return f"run {name} of it was stopped by request; `dpipectl resume` goes on with it"
+            newest = False
         return None
 
 
@@ -163,7 +202,10 @@ def _lock(settings: Settings) -> list[int]:
 
 
 def _take(path: Path, variable: str) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AlreadyOwned(f"{path} can't be opened: {error.strerror}", field=variable) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

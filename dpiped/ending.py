@@ -52,7 +52,10 @@ def conclude_run(live: LiveRun, notice: Notice) -> messages.LastRun:
         concluded = Concluded("failed", why, time.time())
     _write(live, concluded, notice)
     if live.train_dir is not None:
-        checkpoints.clear_signal_files(live.train_dir)
+        try:
+            checkpoints.clear_signal_files(live.train_dir)
+        except OSError as error:
+            notice(f"run {live.id}: a signal file can't be removed: {error}")
     live.close()
     because = f" ({concluded.reason})" if concluded.reason else ""
     log.info("run %s: %s%s", live.id, concluded.outcome, because)

@@ -110,7 +110,7 @@ def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLin
     """A page of a log that no longer grows."""
     upto, size = logs.extent(path)
     after = request.after if request.after is not None else logs.tail_start(path, request.limit, upto)
-    page = logs.Page((), upto)
+    page = logs.Page((), max(after, upto))
     if after < upto:
         page = logs.read_lines(path, after, request.limit, upto, messages.REPLY_BYTES)
     eof = page.next >= upto

@@ -75,7 +75,7 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     args, resume = _split_resume(wanted.args)
     train_dir = _resume_from(config, wanted.resume or resume or config.resume, settings)
     port, args = _master_port(args)
-    run = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+    run = _new_id()
     run_dir = settings.state_dir / "runs" / run
     argv = [str(launcher), f"--num_gpus={num_gpus}", f"--master_port={port}", train_py.name, "--deepspeed"]
     argv += ["--config", str(run_dir / TRAINING_TOML), "--master_port", str(port)]
@@ -103,6 +103,14 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     )
 
 
+def _new_id() -> str:
+    """UTC time to the millisecond, so that names sort by time, and two digits against a clock set back."""
+    now = time.time()
+    return (
+        f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1000):03}{secrets.token_hex(1)}"
+    )
+
+
 def _same_config(settings: Settings, source: Path, origin: Spec | None) -> Spec | None:
     """The run that is resumed with its own snapshot: then the new run is of the same config."""
     own = settings.state_dir.resolve() / "runs" / (origin.run if origin else "")
@@ -113,7 +121,7 @@ def _find_train_py(settings: Settings, model_type: str) -> Path:
     if model_type == configs.EMBEDDED_TYPE:
         return Path(dpiped.__file__).parent / "trainer" / "train.py"
     for folder in settings.app_dirs:
-        if (folder / "train.py").is_file():
+        if os.access(folder / "train.py", os.R_OK):
             return folder.resolve() / "train.py"
     raise NotInstalled(
         f"train.py was not found in {' nor in '.join(map(str, settings.app_dirs))}",

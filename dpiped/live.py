@@ -42,6 +42,7 @@ class LiveRun:
         self.warning: str | None = None
         self._follower = logs.Follower(self.folder / rundir.LOG)
         self._looked_at = 0.0
+        self._troubles: dict[str, str] = {}
 
     def spawn_runner(self, environment: dict[str, str], adopt: bool = False) -> None:
         """Starts the runner in its own session; it outlives this process. Raises OSError."""
@@ -145,7 +146,7 @@ class LiveRun:
             started_at=started,
             elapsed_seconds=max(time.time() - started, 0.0) if started else None,
             detail=said.detail,
-            warning=self.warning or hang_warning(said),
+            warning=hang_warning(said) or self.warning or next(iter(self._troubles.values()), None),
             checkpoint=(checkpoints.latest_tag(self.train_dir) if self.train_dir else None)
             or said.checkpoint,
             train_dir=str(self.train_dir) if self.train_dir else None,
@@ -155,8 +156,9 @@ class LiveRun:
     def _keep(self, what: str, action: Callable[[], object]) -> None:
         try:
             action()
+            self._troubles.pop(what, None)
         except OSError as error:
-            self.warning = f"{what} can't be recorded: {error}"
+            self._troubles[what] = f"{what} can't be recorded: {error}"
 
 
 def total_steps(spec: Spec, said: Snapshot) -> int | None:

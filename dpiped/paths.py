@@ -7,7 +7,7 @@ root's prefix does not.
 Known gap: a path may be exchanged between this check and train.py's use of it.
 """
 
-import os
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def confine(text: str, field: str, roots: Sequence[Path], base: Path | None = No
     """The resolved path. Relative ones are taken from `base`. Raises InvalidInput, naming `field`."""
     if not text.strip():
         raise InvalidInput(f"{field} is empty; it takes a path", field=field)
-    if "\0" in text or len(os.fsencode(text)) > LONGEST:
+    if "\0" in text or len(text.encode(errors="surrogatepass")) > LONGEST:
         raise InvalidInput(f"{field} takes a path of at most {LONGEST} bytes without NUL", field=field)
     path = Path(text)
     if not path.is_absolute():
@@ -29,9 +29,12 @@ def confine(text: str, field: str, roots: Sequence[Path], base: Path | None = No
         path = base / path
     try:
         resolved = path.resolve()
+        str(resolved).encode()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            resolved.lstat()
         allowed = any(resolved.is_relative_to(root.resolve()) for root in roots)
-    except (OSError, RuntimeError) as error:
-        raise InvalidInput(f"{field}: {path} can't be resolved: {error}", field=field) from error
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:
+        raise InvalidInput(f"{field}: {str(path)!a:.300} can't be used: {error}", field=field) from error
     if not allowed:
         raise InvalidInput(
             f"{field}: {resolved} lies outside the allowed roots ({', '.join(map(str, roots))})",

@@ -25,12 +25,16 @@ def sort_out(settings: Settings, runs: Path) -> tuple[list[LiveRun], list[str]]:
     """Concludes what ended unseen. Returns the runs that are alive, newest first, and what went wrong."""
     alive: list[LiveRun] = []
     problems: list[str] = []
+    rundir.remove_unfinished(runs)
     for name in rundir.names(runs):
         try:
             if rundir.read(runs / name, Concluded) is None and (found := _look_at(settings, runs / name)):
                 alive.append(found)
         except (RunDamaged, OSError) as error:
             problems.append(f"run {name} is damaged: {error}")
+        except Exception as error:  # one run's fault must not keep the daemon from starting
+            log.exception("run %s can't be looked at", name)
+            problems.append(f"run {name} is damaged: {error!r}")
     problems += [f"run {other.id} is alive beside {alive[0].id}; it is not followed" for other in alive[1:]]
     return alive, problems
 
@@ -48,7 +52,11 @@ def last_run(runs: Path, active: str | None) -> messages.LastRun | None:
 
 def pending_stop(live: LiveRun, ladder: lifecycle.Ladder) -> tuple[lifecycle.Stopping | None, str]:
     """The stop that was under way, and who asked. A deadline of another boot has passed."""
-    asked = rundir.read(live.folder, StopAsked)
+    try:
+        asked = rundir.read(live.folder, StopAsked)
+    except RunDamaged as error:
+        log.warning("run %s is damaged: %s", live.id, error)
+        asked = None
     if asked is None:
         return None, ""
     deadline = asked.deadline if asked.boot == procs.boot_id() else time.monotonic()
@@ -63,6 +71,7 @@ def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
     live.look_for_launch()
     if live.exit_record() is None and (live.runner_is_alive() or live.members()):
         return live
+    live.find_files()
     rundir.write(folder, history.conclude_from_records(folder, spec))
     log.info("run %s ended while no daemon ran", spec.run)
     return None

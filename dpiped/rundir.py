@@ -18,6 +18,7 @@ Known gap: nothing is pruned; a year of runs stays on disk.
 """
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TypeVar
@@ -156,6 +157,28 @@ def write_file(path: Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def create(run_dir: Path, files: dict[str, bytes], spec: Spec) -> None:
+    """Makes a run directory with all that belongs into it at first, in one step. Raises OSError."""
+    aside = run_dir.with_name(f".{run_dir.name}")
+    aside.mkdir(mode=0o700)
+    try:
+        for name, data in files.items():
+            write_file(aside / name, data)
+        write(aside, spec)
+        aside.replace(run_dir)
+        sync_directory(run_dir.parent)
+    except BaseException:
+        for path in (aside, run_dir):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def remove_unfinished(runs: Path) -> None:
+    """Removes what a daemon that was killed in `create` left."""
+    for path in runs.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

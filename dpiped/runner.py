@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from dpiped import procs, rundir
+from dpiped.errors import RunDamaged
 from dpiped.rundir import Exit, Identity, Launched, Spec, StopAsked
 
 GRACE_BY_ITSELF = 3.0
@@ -96,7 +97,11 @@ class _Run:
     def follow(self) -> None:
         """Takes over a training whose runner was killed: waits for it by identity, then tidies up."""
         launched = rundir.read(self.run_dir, Launched)
-        self.child = launched.child if launched else None
+        if launched is not None:
+            assert self.me is not None
+            # Whoever comes next must take this process for the runner, not for a part of the training.
+            rundir.write(self.run_dir, Launched(self.me, launched.child, launched.at))
+            self.child = launched.child
         while self.child and procs.is_alive(self.child):
             time.sleep(LOOK_EVERY)
         self._record_exit(None, None, self._end_leftovers())
@@ -117,13 +122,12 @@ class _Run:
     def _end_leftovers(self) -> int:
         """Waits, then SIGTERM, then SIGKILL until nobody is left. The number that had to be ended."""
         begun = time.monotonic()
-        term_at = begun + GRACE_BY_ITSELF
-        kill_at = term_at + GRACE_AFTER_TERM
         ended: set[Identity] = set()
         termed: set[Identity] = set()
         _reap()
         while left := self._members():
             now = time.monotonic()
+            term_at, kill_at = self._deadlines(begun)
             if now >= kill_at:
                 procs.send_all(left, signal.SIGKILL)
                 ended.update(left)
@@ -136,6 +140,17 @@ class _Run:
         # All that is left are the dead; waiting for them can't block, and leaves no zombie to init.
         _reap(options=0)
         return len(ended)
+
+    def _deadlines(self, begun: float) -> tuple[float, float]:
+        """When to send SIGTERM and SIGKILL. A stop under way has sent the first and sets the second."""
+        try:
+            asked = rundir.read(self.run_dir, StopAsked)
+        except RunDamaged:
+            asked = None
+        if asked is not None and asked.how == "term" and asked.boot == procs.boot_id():
+            kill_at = max(asked.deadline + GRACE_BY_ITSELF, begun)
+            return kill_at, kill_at
+        return begun + GRACE_BY_ITSELF, begun + GRACE_BY_ITSELF + GRACE_AFTER_TERM
 
     def _members(self) -> list[Identity]:
         return procs.members(self.spec.run, self.me, self.child)

@@ -27,11 +27,17 @@ def request(live: LiveRun) -> str:
     return token
 
 
+def possible(live: LiveRun) -> bool:
+    """Is there a directory that the trainer looks for signal files in?"""
+    live.find_files()
+    return live.train_dir is not None
+
+
 def request_and_quit(live: LiveRun) -> bool:
     """Writes the `save_quit` file. False if there is nowhere to. Raises OSError."""
-    live.find_files()
-    if live.train_dir is None:
+    if not possible(live):
         return False
+    assert live.train_dir is not None
     (live.train_dir / "save_quit").touch()
     return True
 

@@ -31,6 +31,8 @@ from dpiped.messages import AnyReply, AnyRequest
 
 PENDING_LIMIT = 4096
 REQUEST_NUMBER_LIMIT = 16
+LINGER = 300
+"""Milliseconds."""
 
 log = logging.getLogger("dpiped.server")
 
@@ -47,7 +49,7 @@ class Server:
         self._pending: set[asyncio.Task[None]] = set()
 
     def bind(self) -> None:
-        """Raises SettingsError if the directory is not safe, zmq.ZMQError if it can't be bound."""
+        """Raises SettingsError if the directory is not safe or the socket can't be bound."""
         prepare_directory(self._path.parent)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.REQUEST_BYTES)
@@ -55,6 +57,8 @@ class Server:
         before = os.umask(0o177)
         try:
             self._socket.bind(f"ipc://{self._path}")
+        except zmq.ZMQError as error:
+            raise SettingsError(f"DIFFPIPE_SOCKET: {self._path}: {error}", field="DIFFPIPE_SOCKET") from error
         finally:
             os.umask(before)
 
@@ -71,7 +75,8 @@ class Server:
     async def close(self) -> None:
         for task in self._pending:
             task.cancel()
-        self._socket.close()
+        # Replies on their way get a moment to leave.
+        self._socket.close(linger=LINGER)
         self._context.term()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()

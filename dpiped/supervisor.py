@@ -10,14 +10,13 @@ Known gap: a process in uninterruptible sleep can't be killed by anybody; the ru
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from dpiped import checkpoints, ending, launch, lifecycle, messages, procs, recovery, rundir, saving
-from dpiped.errors import LaunchFailed, Refused, RunDamaged
+from dpiped.errors import InvalidInput, LaunchFailed, Refused, RunDamaged
 from dpiped.launch import Wanted
 from dpiped.lifecycle import (
     Adopt,
@@ -28,7 +27,6 @@ from dpiped.lifecycle import (
     Launched,
     Record,
     Spawn,
-    Starting,
     Stop,
     Stopping,
 )
@@ -39,7 +37,10 @@ from dpiped.settings import RUN_MARKER, Settings, training_environment
 TICK = 0.1
 LAUNCH_TICK = 0.02
 LAUNCH_TIMEOUT = 60.0
+FAULT_TICK = 1.0
 ALREADY_RUNNING = "A training process is already running."
+REQUESTED = "request"
+"""Who stopped a run that a client asked to stop."""
 NOTHING_RUNNING = "No training process tracked."
 
 log = logging.getLogger("dpiped.run")
@@ -56,6 +57,7 @@ class Supervisor:
         self.last: messages.LastRun | None = None
         self.notices: list[str] = []
         self.revision = 0
+        self.ending = False
         self.changed = asyncio.Condition()
         self._environment: dict[str, str] = {}
         self._stop_by = "dpiped"
@@ -68,24 +70,29 @@ class Supervisor:
         """Starts a run and waits until its launcher runs. Raises Refused, InvalidInput, LaunchFailed."""
         self.require_idle()
         plan = launch.make(self.settings, wanted)
-        actions = self.machine.feed(lifecycle.Start(plan.spec.run))
-        self._environment = plan.environment
-        try:
-            _write_run(plan)
-        except OSError as error:
-            self.machine.feed(Ended(plan.spec.run))
-            raise LaunchFailed(
-                f"{plan.run_dir} can't be written: {error}", field="DIFFPIPE_STATE_DIR"
-            ) from error
+        run = plan.spec.run
         if plan.spec.train_dir is not None:
-            checkpoints.clear_signal_files(Path(plan.spec.train_dir))
+            _clear_signal_files(Path(plan.spec.train_dir))
+        actions = self.machine.feed(lifecycle.Start(run))
+        try:
+            rundir.create(plan.run_dir, plan.files, plan.spec)
+        except OSError as error:
+            why = f"{plan.run_dir} can't be written: {error}"
+            raise LaunchFailed(why, field="DIFFPIPE_STATE_DIR") from error
+        finally:
+            # Whatever went wrong, nothing was started.
+            if not plan.run_dir.exists():
+                self.machine.feed(Ended(run))
+        self._environment = plan.environment
         self._follow_run(LiveRun(self.settings, plan.spec))
         self._act(actions)
         await self.announce()
         return await self._launched(plan.spec, plan.run_dir)
 
     def require_idle(self) -> None:
-        """Raises Refused while a run is active."""
+        """Raises Refused while a run is active, or once the daemon is ending."""
+        if self.ending:
+            raise Refused("The daemon is ending; it starts nothing any more.")
         if not isinstance(self.machine.state, lifecycle.Idle):
             raise Refused(ALREADY_RUNNING, hint="`dpipectl status` shows it, `dpipectl stop` ends it")
 
@@ -97,12 +104,16 @@ class Supervisor:
         ladder = self._ladder()
         if timeout is not None:
             ladder = lifecycle.Ladder(timeout, timeout if rung == "term" else ladder.term)
+        nothing_to_save = rung == "save" and not saving.possible(live)
+        if nothing_to_save:
+            rung = "term"
         self._stop_by = by
         self._act(self.machine.feed(Stop(rung, time.monotonic(), ladder)))
         await self.announce()
         state = self.machine.state
         now = state.rung if isinstance(state, Stopping) else rung
-        return messages.Stopping(live.id, now, DOES[now])
+        detail = ("there is nothing to save yet; " if nothing_to_save else "") + DOES[now]
+        return messages.Stopping(live.id, now, detail)
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits for a change that makes `condition` true. False after `seconds`."""
@@ -128,6 +139,8 @@ class Supervisor:
             self.notice(problem)
         if alive:
             self._adopt(alive[0])
+            # Whoever asks first must not see a log that is only half read again.
+            await alive[0].drain()
         self.last = recovery.last_run(self.runs, alive[0].id if alive else None)
         await self.announce()
 
@@ -139,6 +152,7 @@ class Supervisor:
 
     async def end(self, by: str) -> None:
         """Stops the active run, if any, and waits until nothing of it is left."""
+        self.ending = True
         if self.live is not None:
             await self.stop("term", None, by)
         while not isinstance(self.machine.state, lifecycle.Idle):
@@ -163,7 +177,22 @@ class Supervisor:
         self._follower.add_done_callback(_report_fault)
 
     async def _follow(self, live: LiveRun) -> None:
-        """From spawn or adoption to the conclusion. The only path."""
+        """From spawn or adoption to the conclusion. A fault on the way is said and tried again."""
+        while True:
+            try:
+                await self._follow_to_the_end(live)
+                break
+            except Exception as error:  # a run that nobody follows would look like silence
+                log.exception("following run %s failed", live.id)
+                self.notice(f"following run {live.id} failed: {error!r}")
+                await asyncio.sleep(FAULT_TICK)
+        live.find_files()
+        _reap(live)
+        self._act(self.machine.feed(Ended(live.id)))
+        await self.announce()
+
+    async def _follow_to_the_end(self, live: LiveRun) -> None:
+        """The only path, for runs of this daemon and for adopted ones."""
         while not await self._over(live):
             if await live.drain():
                 await self.announce()
@@ -171,10 +200,6 @@ class Supervisor:
                 live.look_for_files()
             await asyncio.sleep(TICK if live.launched is not None else LAUNCH_TICK)
         await live.drain()
-        live.find_files()
-        _reap(live)
-        self._act(self.machine.feed(Ended(live.id)))
-        await self.announce()
 
     async def _over(self, live: LiveRun) -> bool:
         """Is nothing of it left? Notices the launch on the way, and replaces a runner that was killed."""
@@ -187,7 +212,10 @@ class Supervisor:
             return False
         if ending.record_of(live, Exit, self.notice) is None and live.members():
             log.warning("the runner of run %s is gone; another one takes over", live.id)
+            _reap(live)
             live.spawn_runner(self._environment, adopt=True)
+            # Should that one fail as well, it is not tried again at once.
+            await asyncio.sleep(FAULT_TICK)
             return False
         return True
 
@@ -200,8 +228,8 @@ class Supervisor:
 
     async def _launched(self, spec: Spec, run_dir: Path) -> messages.Started:
         def decided() -> bool:
-            state = self.machine.state
-            return not (isinstance(state, Starting) and state.run == spec.run)
+            live = self.live
+            return live is None or live.id != spec.run or live.launched is not None
 
         await self.wait_until(decided, LAUNCH_TIMEOUT)
         # The record, not the live run: a training may have ended already.
@@ -232,8 +260,8 @@ class Supervisor:
                     self._climb(live, rung, deadline)
                 case Conclude():
                     self._cancel_deadline()
-                    self.last = ending.conclude_run(live, self.notice)
                     self.live = None
+                    self.last = ending.conclude_run(live, self.notice)
 
     def _spawn(self, live: LiveRun) -> None:
         try:
@@ -273,8 +301,9 @@ class Supervisor:
     # --- small things
 
     def notice(self, text: str) -> None:
-        log.warning("%s", text)
+        """Something that a person should know: to the log and to `status`, once."""
         if text not in self.notices:
+            log.warning("%s", text)
             self.notices = [*self.notices[-19:], text]
 
 
@@ -285,16 +314,14 @@ DOES: dict[lifecycle.Rung, str] = {
 }
 
 
-def _write_run(plan: launch.Plan) -> None:
-    """All of it or none: a directory without a spec would be taken for a damaged run."""
-    plan.run_dir.mkdir(mode=0o700)
+def _clear_signal_files(train_dir: Path) -> None:
     try:
-        for name, data in plan.files.items():
-            rundir.write_file(plan.run_dir / name, data)
-        rundir.write(plan.run_dir, plan.spec)
-    except OSError:
-        shutil.rmtree(plan.run_dir, ignore_errors=True)
-        raise
+        checkpoints.clear_signal_files(train_dir)
+    except OSError as error:
+        raise InvalidInput(
+            f"{train_dir} can't be resumed: a signal file of the last run can't be removed: {error}",
+            field="resume_from_checkpoint",
+        ) from error
 
 
 def _reap(live: LiveRun) -> None:

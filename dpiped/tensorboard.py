@@ -12,7 +12,6 @@ Known gap: the holder of the port is named only if the daemon's user may see tha
 """
 
 import asyncio
-import contextlib
 import importlib.util
 import logging
 import os
@@ -61,8 +60,7 @@ class TensorBoard:
         """Ends the child: SIGTERM, then SIGKILL."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
         await self._end_child()
         self._set("disabled", "stopped with the daemon")
@@ -72,7 +70,12 @@ class TensorBoard:
         attempt = 0
         while True:
             begun = loop.time()
-            await self._once()
+            try:
+                await self._once()
+            except Exception as error:  # whatever it is, TensorBoard is to be tried again
+                log.exception("keeping TensorBoard failed")
+                await self._end_child()
+                self._set("restarting", f"it can't be run: {error}")
             attempt = 0 if loop.time() - begun > HEALTHY_AFTER else attempt + 1
             await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF)) - 1] if attempt else BACK_OFF[0])
 
@@ -88,12 +91,17 @@ class TensorBoard:
             self._set("starting", None)
         self._child = await self._spawn()
         ready = asyncio.create_task(self._await_ready())
+        ended = asyncio.create_task(self._child.wait())
         try:
-            code = await self._child.wait()
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                # Ready, or the probe itself failed, which is raised here.
+                await ready
+            code = await ended
         finally:
             ready.cancel()
-        detail = f"ended with {_how(code)}: {_last_line(self._log)}"
-        self._set("restarting", detail)
+            ended.cancel()
+        self._set("restarting", f"ended with {_how(code)}: {_last_line(self._log)}")
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         settings = self._settings
@@ -187,5 +195,9 @@ def _how(code: int) -> str:
 
 
 def _last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_bytes()[-4096:].decode(errors="replace").splitlines()]
+    try:
+        text = path.read_bytes()[-4096:].decode(errors="replace")
+    except OSError as error:
+        return f"({path.name} can't be read: {error.strerror})"
+    lines = [line.strip() for line in text.splitlines()]
     return next((line for line in reversed(lines) if line), "(it printed nothing)")[:300]

@@ -18,7 +18,7 @@ from dpiped.errors import DpipedError, InvalidInput, Refused, UnknownRun
 from dpiped.launch import Wanted
 from dpiped.live import LiveRun
 from dpiped.messages import AnyReply, AnyRequest
-from dpiped.supervisor import NOTHING_RUNNING, Supervisor
+from dpiped.supervisor import NOTHING_RUNNING, REQUESTED, Supervisor
 from dpiped.tensorboard import TensorBoard
 
 SAVE_TICK = 0.1
@@ -57,7 +57,7 @@ class Verbs:
             case messages.Resume():
                 return await self._resume(request)
             case messages.Stop():
-                return await self._supervisor.stop(request.how, request.timeout, "request")
+                return await self._supervisor.stop(request.how, request.timeout, REQUESTED)
             case messages.Save():
                 return await self._save(request)
             case messages.WaitRun():
@@ -157,7 +157,8 @@ class Verbs:
             after = ring.tail_start(request.limit)
             if after is None:
                 after = logs.tail_start(path, request.limit, ring.next)
-        after = min(after, ring.next)
+        if after >= ring.next:
+            return logs.Page((), after)
         page = ring.page(after, request.limit, messages.REPLY_BYTES)
         return page or logs.read_lines(path, after, request.limit, ring.next, messages.REPLY_BYTES)
 
