@@ -61,7 +61,7 @@ def _judge(
     exit_: Exit | None, stop: StopAsked | None, said: Snapshot, completes: bool
 ) -> tuple[OutcomeName, str | None]:
     if exit_ is not None and exit_.error is not None:
-        return ("stopped" if stop is not None else "failed"), exit_.error
+        return "failed", exit_.error
     # After a stop a rank's last traceback may be the stop's own doing; what was known before is not.
     hung = stop.fault if stop is not None and not said.child_died else hang(said)
     if hung is not None:

@@ -46,7 +46,8 @@ def main(run_dir: Path, adopt: bool = False) -> int:
     if adopt:
         _Run(run_dir, spec).follow()
     elif rundir.read(run_dir, StopAsked) is not None:
-        rundir.write(run_dir, Exit(None, None, time.time(), error="stopped before it was launched"))
+        # Nothing was launched, so there is no code and no error: the stop says it all.
+        rundir.write(run_dir, Exit(None, None, time.time()))
     else:
         _Run(run_dir, spec).launch_and_wait()
     return 0

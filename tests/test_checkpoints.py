@@ -97,7 +97,7 @@ def no_model_states(folder: Path) -> None:
         (without_latest, "holds no checkpoint"),
         (empty_latest, "holds no checkpoint"),
         (garbled_latest, "holds no checkpoint"),
-        (latest_elsewhere, "../other/global_step10, which is not whole"),
+        (latest_elsewhere, "holds no checkpoint"),
         (missing_folder, "global_step99, which is not whole"),
         (empty_file, "global_step10, which is not whole"),
         (no_model_states, "global_step10, which is not whole"),

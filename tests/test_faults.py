@@ -10,6 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dpiped import rundir
+from dpiped.outcome import conclude
+from dpiped.progress import Progress
+from dpiped.rundir import Exit, Spec, StopAsked
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import wait_until
 
@@ -166,6 +170,28 @@ def test_tails_have_the_lines_asked_for_and_what_does_not_go_together_is_said(dp
     assert dpiped.json("logs", "--raw", code=2)["error"]["code"] == "usage"
     assert dpiped.json("logs", "-n", "200000", code=2)["error"]["code"] == "usage"
     assert dpiped.json("--version") == {"version": "0.1.0"}
+
+
+def test_a_run_that_is_stopped_before_its_launch_is_not_launched(tmp_path: Path) -> None:
+    marker = tmp_path / "was-launched"
+    asked = StopAsked("term", "request", 1.0, 2.0, "boot")
+    spec = Spec(
+        run="r",
+        created=1.0,
+        argv=("touch", str(marker)),
+        cwd="/",
+        env={},
+        source="",
+        digest="",
+        output_dir=str(tmp_path),
+    )
+    rundir.write(tmp_path, spec)
+    rundir.write(tmp_path, asked)
+    subprocess.run([str(BIN / "dpiped"), "runner", str(tmp_path)], check=True)
+    exit_ = rundir.read(tmp_path, Exit)
+    assert exit_ is not None and (exit_.code, exit_.signal, exit_.error) == (None, None, None)
+    assert conclude(exit_, asked, Progress().snapshot()).outcome == "stopped"
+    assert not marker.exists()
 
 
 def test_an_over_long_name_is_the_users_error(dpiped: Workspace) -> None:
