@@ -137,11 +137,12 @@ class Supervisor:
         alive, problems = recovery.sort_out(self.settings, self.runs)
         for problem in problems:
             self.notice(problem)
+        # Before the adoption: an adopted run may end at once, and is the last one then.
+        self.last = recovery.last_run(self.runs, alive[0].id if alive else None)
         if alive:
             self._adopt(alive[0])
             # Whoever asks first must not see a log that is only half read again.
             await alive[0].drain()
-        self.last = recovery.last_run(self.runs, alive[0].id if alive else None)
         await self.announce()
 
     async def let_go(self) -> None:

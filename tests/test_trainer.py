@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,8 @@ from dpiped.trainer.example import write_configs, write_example
 from dpiped.trainer.model import Velocity, build_layers
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.table import ConfigError
+from tests.harness import free_port
+from tests.helpers import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -44,20 +44,6 @@ TRAINER = Path(main.__file__).parent
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
 STEPS = 120
 STEP_LINE = re.compile(r"^steps: (\d+) loss: (\S+) iter time \(s\): \S+ samples/sec: \S+$", re.MULTILINE)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Polls; fails naming `what` when the time is over."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -285,7 +271,7 @@ def test_a_saved_model_can_be_sampled(finished: Finished, tmp_path: Path) -> Non
 def test_stop_and_resume_is_exactly_one_training(finished: Finished, launch: Launch, tmp_path: Path) -> None:
     setup = make_setup(tmp_path, *LONGER)
     first = launch(setup.training)
-    wait_until(lambda: "steps: 7 " in first.out, 90, "step 7")
+    wait_until(lambda: "steps: 7 " in first.out, "step 7", deadline=90)
     (setup.run_dir / "save_quit").touch()
     assert first.finish() == 0
     assert first.out.rstrip().endswith("Manually quitting")
@@ -313,7 +299,7 @@ def test_save_writes_a_checkpoint_and_goes_on(launch: Launch, setup: Setup) -> N
     setup.edit("training", ("epochs = 4", "epochs = 400\nmax_steps = 150"), ("save_every_n_epochs = 2", ""))
     setup.edit("training", ("checkpoint_every_n_epochs = 2", "save_every_n_steps = 100"))
     training = launch(setup.training)
-    wait_until(lambda: "steps: 3 " in training.out, 90, "step 3")
+    wait_until(lambda: "steps: 3 " in training.out, "step 3", deadline=90)
     (setup.run_dir / "save").touch()
     assert training.finish() == 0
     assert not (setup.run_dir / "save").exists()
