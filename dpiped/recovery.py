@@ -9,6 +9,7 @@ reported, not followed.
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -69,9 +70,15 @@ def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
         raise RunDamaged("it has no spec.json", field="spec.json")
     live = LiveRun(settings, spec)
     live.look_for_launch()
-    if live.exit_record() is None and (live.runner_is_alive() or live.members()):
+    claim = rundir.claim(folder)
+    if claim is None:
         return live
-    live.find_files()
-    rundir.write(folder, history.conclude_from_records(folder, spec))
+    try:
+        if live.exit_record() is None and (live.runner_is_alive() or live.members()):
+            return live
+        live.find_files()
+        rundir.write(folder, history.conclude_from_records(folder, spec))
+    finally:
+        os.close(claim)
     log.info("run %s ended while no daemon ran", spec.run)
     return None

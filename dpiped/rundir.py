@@ -17,6 +17,7 @@ reader sees the whole file or none. The log is the training's own output file.
 Known gap: nothing is pruned; a year of runs stays on disk.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -173,6 +174,21 @@ def create(run_dir: Path, files: dict[str, bytes], spec: Spec) -> None:
         for path in (aside, run_dir):
             shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+def claim(run_dir: Path) -> int | None:
+    """A lock on the run, held until the handle is closed or the process ends; None if another has it.
+
+    A runner holds it for all its life, and who concludes the run without one while it writes the outcome:
+    so a run that was given up is never launched after that.
+    """
+    handle = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def remove_unfinished(runs: Path) -> None:

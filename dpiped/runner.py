@@ -12,7 +12,6 @@ Known gap: a runner that is SIGKILLed itself leaves the training without a reape
 another one with `--adopt`, which can end the tree but never learns the exit code.
 """
 
-import fcntl
 import os
 import resource
 import signal
@@ -24,7 +23,7 @@ from types import FrameType
 
 from dpiped import procs, rundir
 from dpiped.errors import RunDamaged
-from dpiped.rundir import Exit, Identity, Launched, Spec, StopAsked
+from dpiped.rundir import Concluded, Exit, Identity, Launched, Spec, StopAsked
 
 GRACE_BY_ITSELF = 3.0
 """Seconds in which what outlives the launcher may end by itself (a rank's loader takes some)."""
@@ -34,14 +33,16 @@ LOOK_EVERY = 0.1
 
 def main(run_dir: Path, adopt: bool = False) -> int:
     """Runs what `spec.json` says, to its end. Returns the runner's own exit code."""
-    claim = _claim(run_dir)
-    if claim is None:
-        print(f"another runner has {run_dir}", file=sys.stderr)
+    if rundir.claim(run_dir) is None:
+        print(f"another process has {run_dir}", file=sys.stderr)
         return 1
     procs.become_subreaper()
     spec = rundir.read(run_dir, Spec)
     if spec is None:
         print(f"{run_dir} has no spec.json", file=sys.stderr)
+        return 1
+    if rundir.read(run_dir, Concluded) is not None:
+        print(f"{run_dir} was given up before this runner came", file=sys.stderr)
         return 1
     if adopt:
         _Run(run_dir, spec).follow()
@@ -51,17 +52,6 @@ def main(run_dir: Path, adopt: bool = False) -> int:
     else:
         _Run(run_dir, spec).launch_and_wait()
     return 0
-
-
-def _claim(run_dir: Path) -> int | None:
-    """A lock held until this process ends: one runner per run directory."""
-    handle = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
 
 
 class _Run:

@@ -76,13 +76,13 @@ class Supervisor:
         actions = self.machine.feed(lifecycle.Start(run))
         try:
             rundir.create(plan.run_dir, plan.files, plan.spec)
-        except OSError as error:
+        except BaseException as error:
+            # Whatever went wrong, nothing was started.
+            self.machine.feed(Ended(run))
+            if not isinstance(error, OSError):
+                raise
             why = f"{plan.run_dir} can't be written: {error}"
             raise LaunchFailed(why, field="DIFFPIPE_STATE_DIR") from error
-        finally:
-            # Whatever went wrong, nothing was started.
-            if not plan.run_dir.exists():
-                self.machine.feed(Ended(run))
         self._environment = plan.environment
         self._follow_run(LiveRun(self.settings, plan.spec))
         self._act(actions)

@@ -63,13 +63,8 @@ def test_a_run_that_ended_while_no_daemon_ran_is_concluded(dpiped: Workspace) ->
 
 @pytest.mark.parametrize("moment", ["spec.json", "output.log", "started.json"])
 def test_daemon_killed_while_starting(dpiped: Workspace, moment: str) -> None:
-    words = [str(BIN / "dpipectl"), "start", "--config", str(dpiped.config(steps=50))]
-    asking = subprocess.Popen(words, env=dpiped.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    found = wait_until(lambda: list(dpiped.runs_dir.glob(f"*/{moment}")), moment, every=0.0005)
-    dpiped.kill_daemon()
-    run = found[0].parent.name
-    dpiped.start_daemon()
-    asking.communicate(timeout=30)
+    # A run directory that is still being made has a name that begins with a dot; that is the test below.
+    run = killed_once_there_is(dpiped, f"[!.]*/{moment}")
     ended = dpiped.until_ended(run)
     if ended["outcome"] == "failed":
         # Killed between the record and the spawn: nothing was started, and that is what it says.
@@ -78,8 +73,35 @@ def test_daemon_killed_while_starting(dpiped: Workspace, moment: str) -> None:
     else:
         assert (ended["outcome"], ended["exit_code"]) == ("completed", 0)
         assert_every_line_once(dpiped, run, 50)
-    assert len(list(dpiped.runs_dir.iterdir())) == 1
+    assert [path.name for path in dpiped.runs_dir.iterdir()] == [run]
     assert processes_of_run(run) == []
+
+
+def test_daemon_killed_while_it_makes_the_run_directory(dpiped: Workspace) -> None:
+    run = killed_once_there_is(dpiped, ".*/training_config.toml").removeprefix(".")
+    found = dpiped.json("runs")
+    assert [each["id"] for each in found] == [path.name for path in dpiped.runs_dir.iterdir()]
+    if found:
+        # It was whole by the time the signal came.
+        assert found[0]["id"] == run
+        dpiped.until_ended(run)
+    else:
+        assert dpiped.status()["state"] == "idle"
+        dpiped.until_ended(dpiped.start(dpiped.config(steps=1)))
+    assert processes_of_run(run) == []
+
+
+def killed_once_there_is(workspace: Workspace, pattern: str) -> str:
+    """Starts a run, kills the daemon once a path fits `pattern`, starts another. The folder's name."""
+    words = [str(BIN / "dpipectl"), "start", "--config", str(workspace.config(steps=50))]
+    asking = subprocess.Popen(words, env=workspace.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    found = wait_until(lambda: list(workspace.runs_dir.glob(pattern)), pattern, every=0.0005)
+    workspace.kill_daemon()
+    workspace.start_daemon()
+    asking.communicate(timeout=30)
+    # Its daemon went away, or had answered just before.
+    assert asking.returncode in (0, 3)
+    return found[0].parent.name
 
 
 def test_daemon_killed_while_stopping_stops_all_the_same(workspace: Workspace) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpiped import rundir
+from dpiped import recovery, rundir
+from dpiped.history import conclude_from_records
 from dpiped.outcome import conclude
 from dpiped.progress import Progress
 from dpiped.rundir import Exit, Spec, StopAsked
+from dpiped.settings import load
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import wait_until
 
@@ -172,26 +174,62 @@ def test_tails_have_the_lines_asked_for_and_what_does_not_go_together_is_said(dp
     assert dpiped.json("--version") == {"version": "0.1.0"}
 
 
-def test_a_run_that_is_stopped_before_its_launch_is_not_launched(tmp_path: Path) -> None:
-    marker = tmp_path / "was-launched"
-    asked = StopAsked("term", "request", 1.0, 2.0, "boot")
+def touching(folder: Path) -> tuple[Spec, Path]:
+    """The record of a run whose whole training is to make a file, and that file."""
+    made = folder / "was-launched"
     spec = Spec(
-        run="r",
+        run=folder.name,
         created=1.0,
-        argv=("touch", str(marker)),
+        argv=("touch", str(made)),
         cwd="/",
         env={},
         source="",
         digest="",
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
     )
-    rundir.write(tmp_path, spec)
+    rundir.write(folder, spec)
+    return spec, made
+
+
+def run_the_runner(folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [str(BIN / "dpiped"), "runner", str(folder)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_a_run_that_is_stopped_before_its_launch_is_not_launched(tmp_path: Path) -> None:
+    _, made = touching(tmp_path)
+    asked = StopAsked("term", "request", 1.0, 2.0, "boot")
     rundir.write(tmp_path, asked)
-    subprocess.run([str(BIN / "dpiped"), "runner", str(tmp_path)], check=True)
+    assert run_the_runner(tmp_path).returncode == 0
     exit_ = rundir.read(tmp_path, Exit)
     assert exit_ is not None and (exit_.code, exit_.signal, exit_.error) == (None, None, None)
     assert conclude(exit_, asked, Progress().snapshot()).outcome == "stopped"
-    assert not marker.exists()
+    assert not made.exists()
+
+
+def test_a_run_that_was_given_up_is_not_launched_by_a_runner_that_comes_late(tmp_path: Path) -> None:
+    spec, made = touching(tmp_path)
+    rundir.write(tmp_path, conclude_from_records(tmp_path, spec))
+    done = run_the_runner(tmp_path)
+    assert (done.returncode, "was given up" in done.stderr) == (1, True)
+    assert not made.exists() and rundir.read(tmp_path, Exit) is None
+
+
+def test_a_run_that_somebody_holds_is_neither_concluded_nor_launched_twice(dpiped: Workspace) -> None:
+    dpiped.kill_daemon()
+    folder = dpiped.runs_dir / "20260101-000000-00000"
+    folder.mkdir()
+    _, made = touching(folder)
+    held = rundir.claim(folder)
+    assert held is not None
+    done = run_the_runner(folder)
+    assert (done.returncode, "another process has" in done.stderr) == (1, True)
+    alive, problems = recovery.sort_out(load(dpiped.env), dpiped.runs_dir)
+    assert ([live.id for live in alive], problems) == ([folder.name], [])
+    os.close(held)
+    alive, problems = recovery.sort_out(load(dpiped.env), dpiped.runs_dir)
+    assert (alive, problems) == ([], [])
+    assert not made.exists()
 
 
 def test_an_over_long_name_is_the_users_error(dpiped: Workspace) -> None:
