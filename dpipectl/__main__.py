@@ -29,6 +29,9 @@ from dpipectl import cli  # noqa: E402
 
 def main() -> None:
     """Does not return: ends the process with the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can't show a progress bar's blocks shows question marks instead of an error.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         code = _run()
         sys.stdout.flush()
@@ -54,9 +57,6 @@ def _run() -> int:
     try:
         code: int = getattr(verbs, options.verb)(Client(socket_path()), options)
         return code
-    except UnicodeEncodeError:
-        text = "an argument is not UTF-8"
-        cli.fail("invalid", text, cli.EXIT_INVALID, as_json=options.json)
     except (DpipedError, Failed) as error:
         said = error.error if isinstance(error, Failed) else error
         status = cli.EXIT_CODES.get(said.code, cli.EXIT_NOT_COMPLETED)

@@ -73,6 +73,7 @@ def build(chosen: str | None = None) -> Parser:
     """The parser. Given the verb that was chosen, only that verb's options are built: it is much faster."""
     parser = Parser(
         prog="dpipectl",
+        allow_abbrev=False,
         description="Starts, watches, stops and resumes the training that dpiped owns.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -89,9 +90,12 @@ def build(chosen: str | None = None) -> Parser:
             description=text,
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         add_options(verb)
+        if verb.get_default("takes_args"):
+            verb.usage = verb.format_usage().removeprefix("usage: ").rstrip() + " [-- ARGUMENT ...]"
     return parser
 
 
@@ -126,7 +130,8 @@ def _run_option(verb: argparse.ArgumentParser, *, required: bool = False, what: 
     verb.add_argument("run", metavar="RUN", nargs=None if required else "?", help=help_text)
 
 
-def _launch_options(verb: argparse.ArgumentParser) -> None:
+def _launch_options(verb: argparse.ArgumentParser, num_gpus: str) -> None:
+    verb.add_argument("--num-gpus", type=int, metavar="N", help=f"how many GPUs (default: {num_gpus})")
     verb.add_argument(
         "--env",
         action="append",
@@ -140,14 +145,13 @@ def _launch_options(verb: argparse.ArgumentParser) -> None:
 
 def _start(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--config", required=True, metavar="FILE", help="the training TOML")
-    verb.add_argument("--num-gpus", type=int, metavar="N", help="default: DIFFPIPE_NUM_GPUS of the daemon")
-    _launch_options(verb)
+    _launch_options(verb, "DIFFPIPE_NUM_GPUS of the daemon")
 
 
 def _resume(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", metavar="RUN", nargs="?", help="which run to go on from (default: the last one)")
     verb.add_argument("--config", metavar="FILE", help="another training TOML (default: the run's own)")
-    _launch_options(verb)
+    _launch_options(verb, "as many as the run had")
 
 
 def _stop(verb: argparse.ArgumentParser) -> None:
@@ -222,7 +226,10 @@ VERBS: dict[str, tuple[str, Any, str]] = {
     "resume": (
         "go on from a run's newest checkpoint, as a new run",
         _resume,
-        "  dpipectl resume\n  dpipectl resume 7f3a --config longer.toml --follow",
+        "  dpipectl resume\n"
+        "  dpipectl resume 20260131 --config longer.toml --follow\n"
+        "  dpipectl resume last -- --reset_optimizer\n"
+        "GPUs, --env and lasting arguments are those of the run; what follows -- goes to train.py as well",
     ),
     "reload": ("re-execute the daemon in place; the training goes on", _nothing, "  dpipectl reload"),
 }

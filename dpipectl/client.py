@@ -10,6 +10,7 @@ cursors are byte offsets, asking again loses and repeats nothing.
 Known gap: requests are answered in the order of need only; one client object asks one at a time.
 """
 
+import math
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ import time
 import zmq
 
 from dpiped import messages
-from dpiped.errors import Unreachable
+from dpiped.errors import InvalidInput, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
 PROMPT = 0.2
@@ -48,14 +49,16 @@ class Client:
         self._hangups: zmq.Socket[bytes] | None = None
         self._decoder = messages.reply_decoder()
         self._number = 0
+        self._answered = False
 
     def call(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
         """Sends and waits for the reply. `wait` is how long the daemon itself may take (seconds)."""
+        body = _encoded(request)
         if self._socket is None:
             self._socket = self._connect()
         self._number += 1
         number = self._number.to_bytes(8, "big")
-        self._socket.send_multipart([number, messages.encode(request)])
+        self._socket.send_multipart([number, body])
         now = time.monotonic()
         reply = self._receive(number, now + PROMPT)
         if reply is None:
@@ -64,6 +67,7 @@ class Client:
         if reply is None:
             self.close()
             raise Unreachable(f"dpiped at {self._path} does not answer", hint="is it stopped or overloaded?")
+        self._answered = True
         return self._decoded(reply)
 
     def _receive(self, number: bytes, deadline: float) -> bytes | None:
@@ -87,15 +91,18 @@ class Client:
                 )
         return None
 
-    def patient(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
-        """Like `call`, but a daemon that is away is waited for, for up to two minutes."""
-        until = time.monotonic() + PATIENCE
+    def patient(self, request: AnyRequest, wait: float = 0.0, until: float = math.inf) -> AnyReply:
+        """Like `call`, but a daemon that went away is waited for: two minutes, at most `until` (monotonic).
+
+        One that was never there is not.
+        """
+        until = min(until, time.monotonic() + PATIENCE)
         told = False
         while True:
             try:
                 return self.call(request, wait)
             except Unreachable:
-                if time.monotonic() > until:
+                if not self._answered or time.monotonic() > until:
                     raise
                 if not told:
                     print("dpipectl: the daemon is away; waiting for it ...", file=sys.stderr)
@@ -143,3 +150,17 @@ class Client:
         if isinstance(reply, messages.Error):
             raise Failed(reply)
         return reply
+
+
+def _encoded(request: AnyRequest) -> bytes:
+    """Raises InvalidInput for what the daemon would not even read."""
+    try:
+        body = messages.encode(request)
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"an argument is not UTF-8: {error.object!a:.100}") from error
+    if len(body) > messages.REQUEST_BYTES:
+        raise InvalidInput(
+            f"the request is {len(body)} bytes long; dpiped takes at most {messages.REQUEST_BYTES}",
+            hint="shorten the arguments and variables for the training",
+        )
+    return body

@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from dpipectl import cli
-from dpipectl.client import Client
+from dpipectl.client import Client, Failed
 from dpiped import messages
-from dpiped.errors import InvalidInput
+from dpiped.errors import InvalidInput, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
 POLL = 2.0
+RELOAD_POLL = 0.05
+RELOAD_TIMEOUT = 30.0
 PAGE = 100_000
 
 
@@ -40,7 +42,7 @@ def start(client: Client, options: argparse.Namespace) -> int:
 def resume(client: Client, options: argparse.Namespace) -> int:
     config = _absolute(options.config) if options.config else None
     env, args = _environment(options.env), tuple(options.args)
-    request = messages.Resume(options.run, config=config, args=args, env=env)
+    request = messages.Resume(options.run, config=config, num_gpus=options.num_gpus, args=args, env=env)
     return _started(client, options, _ask(client, request, messages.Started, wait=90.0))
 
 
@@ -133,7 +135,7 @@ def wait(client: Client, options: argparse.Namespace) -> int:
     run = options.run
     while True:
         left = max(min(until - time.monotonic(), POLL), 0.0)
-        reply = client.patient(messages.WaitRun(run, wait=left), left)
+        reply = client.patient(messages.WaitRun(run, wait=left), left, until)
         assert isinstance(reply, messages.RunReply)
         # From now on this one is meant, also if another is started meanwhile.
         run = reply.summary.id
@@ -148,13 +150,28 @@ def wait(client: Client, options: argparse.Namespace) -> int:
 
 def reload(client: Client, options: argparse.Namespace) -> int:
     before = _ask(client, messages.Reload(), messages.Reloading)
-    client.close()
-    time.sleep(0.3)
-    after = client.patient(messages.Hello(), 1.0)
-    assert isinstance(after, messages.Welcome)
+    until = time.monotonic() + RELOAD_TIMEOUT
+    while (after := _hello(client)) is None or after.started_at == before.started_at:
+        if time.monotonic() > until:
+            # Whatever it answers now is what is wrong.
+            _ask(client, messages.Hello(), messages.Welcome)
+            text = f"the daemon has not come back within {RELOAD_TIMEOUT:g} s; its log says why"
+            cli.fail("unreachable", text, cli.EXIT_UNREACHABLE, as_json=options.json)
+        time.sleep(RELOAD_POLL)
     answer = {"pid": before.pid, "version": after.version}
     _show(options, answer, lambda: f"dpiped {after.version} is back, pid {after.pid}")
     return cli.EXIT_OK
+
+
+def _hello(client: Client) -> messages.Welcome | None:
+    """Who answers; None while nobody does, or only the old daemon, of another protocol."""
+    try:
+        return _ask(client, messages.Hello(), messages.Welcome)
+    except Failed:
+        return None
+    except Unreachable:
+        client.close()
+        return None
 
 
 def _started(client: Client, options: argparse.Namespace, reply: messages.Started) -> int:
@@ -202,8 +219,10 @@ def _environment(pairs: list[str]) -> dict[str, str]:
     env = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise InvalidInput(f"--env takes NAME=VALUE, not {pair!r}", field="env")
+        # The daemon checks this as well, but has only a pattern to say it with.
+        if not equals or not name.isascii() or not name.isidentifier():
+            text = f"--env takes NAME=VALUE, with a NAME of letters, digits and underscores, not {pair!r}"
+            raise InvalidInput(text, field="env")
         env[name] = value
     return env
 
@@ -269,7 +288,8 @@ def _print_json(document: Any) -> None:
     plain = msgspec.to_builtins(document)
     if isinstance(plain, dict):
         plain.pop("type", None)
-    sys.stdout.write(msgspec.json.encode(plain).decode() + "\n")
+    # JSON is UTF-8, whatever the terminal speaks.
+    sys.stdout.buffer.write(msgspec.json.encode(plain) + b"\n")
 
 
 def _render() -> Any:

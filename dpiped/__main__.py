@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import dpiped
+from dpiped import signals
 from dpiped.errors import DpipedError
 
 HELP = """\
@@ -33,6 +34,7 @@ def main() -> int:
     if arguments[:1] == ["runner"]:
         from dpiped import runner
 
+        signals.release()
         return runner.main(Path(arguments[1]), adopt="--adopt" in arguments[2:])
     if arguments[:1] == ["bound"]:
         return _bound(int(arguments[1]), arguments[2:])
@@ -48,6 +50,7 @@ def main() -> int:
 
 
 def _daemon() -> int:
+    signals.hold()
     from dpiped import daemon, settings
 
     try:
@@ -63,6 +66,7 @@ def _bound(parent: int, command: list[str]) -> int:
     """Becomes `command`. Returns only if the parent is gone already."""
     from dpiped import procs
 
+    signals.release()
     procs.die_with_parent()
     # The parent may have died before the kernel was told; then nobody will signal us any more.
     if os.getppid() == parent:

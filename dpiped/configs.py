@@ -14,6 +14,8 @@ Known gap: values are checked only where a wrong one would cost a whole start-up
 
 import hashlib
 import json
+import os
+import stat
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,8 +31,10 @@ EMBEDDED_TYPE = "dpiped"
 """`model.type` of the trainer that this project carries."""
 MARK = "# dpiped run "
 PATH_KEYS = frozenset(
-    ("path", "paths", "diffusion_model", "vae", "audio_vae", "text_encoder", "init_from_existing")
+    "path paths diffusion_model vae audio_vae text_encoder init_from_existing default_mask_file".split()
 )
+LARGEST = 1 << 20
+"""Bytes of a TOML file; something larger is a model that was named by mistake."""
 SAVE_INTERVALS = ("save_every_n_epochs", "save_every_n_steps", "save_every_n_examples")
 
 
@@ -42,8 +46,8 @@ class Config(Struct, frozen=True):
     data: dict[str, Any]
     model_type: str
     output_dir: Path
-    datasets: dict[str, Path]
-    """As written in the TOML → where it is."""
+    datasets: dict[str, bytes]
+    """As written in the TOML → what stands in that file."""
     digest: str
 
     @property
@@ -85,16 +89,14 @@ def load(source: Path, roots: Sequence[Path], base: Path) -> Config:
     start = None if kind == EMBEDDED_TYPE else base
     _check_numbers(data)
     output_dir = paths.confine(_string(data, "output_dir"), "output_dir", roots, start)
-    for field, value in _path_values(data.get("model"), "model"):
-        paths.confine(value, field, roots, start)
+    for table in ("model", "adapter"):
+        for field, value in _path_values(data.get(table), table):
+            paths.confine(value, field, roots, start)
     datasets = {
-        name: paths.confine(name, field, roots, start)
+        name: _check_dataset(paths.confine(name, field, roots, start), name, roots, start)
         for field, name in (("dataset", _string(data, "dataset")), *_eval_datasets(data))
     }
-    content = [text.encode()]
-    for name, path in datasets.items():
-        content.append(_check_dataset(path, name, roots, start))
-    digest = hashlib.sha256(b"\0".join(content)).hexdigest()
+    digest = hashlib.sha256(b"\0".join((text.encode(), *datasets.values()))).hexdigest()
     return Config(source, text, data, kind, output_dir, datasets, digest)
 
 
@@ -115,7 +117,7 @@ def snapshot(config: Config, run: str, run_dir: Path) -> dict[str, bytes]:
             field="dataset",
             hint='write them as plain strings, for instance dataset = "/workspace/configs/dataset.toml"',
         )
-    files = {file: config.datasets[name].read_bytes() for name, file in names.items()}
+    files = {file: config.datasets[name] for name, file in names.items()}
     return {TRAINING_TOML: f"{MARK}{run}\n{text}".encode()} | files
 
 
@@ -130,7 +132,7 @@ def is_marked(copy: Path, run: str) -> bool:
 
 def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_text("utf-8").removeprefix("\ufeff")
+        text = _content(path, field).decode().removeprefix("\ufeff").replace("\r\n", "\n")
         return text, tomllib.loads(text)
     except FileNotFoundError as error:
         raise InvalidInput(f"{field}: there is no file {path}", field=field) from error
@@ -138,6 +140,21 @@ def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
         raise InvalidInput(f"{field}: {path} can't be read: {error}", field=field) from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{field}: {path} is not TOML: {error}", field=field) from error
+
+
+def _content(path: Path, field: str) -> bytes:
+    """The file's bytes. A pipe would keep the daemon waiting, a model file would fill its memory."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InvalidInput(f"{field}: {path} is not a file", field=field)
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise InvalidInput(f"{field}: {path} is larger than 1 MiB, so it is no TOML file", field=field)
+    return content
 
 
 def _string(data: dict[str, Any], key: str) -> str:
@@ -225,7 +242,8 @@ def _basic_string(text: str) -> str:
 
 
 def _says(text: str, data: dict[str, Any]) -> bool:
+    """Compared as text: there nan is nan, and 1 neither 1.0 nor true."""
     try:
-        return tomllib.loads(text) == data
+        return repr(tomllib.loads(text)) == repr(data)
     except tomllib.TOMLDecodeError:
         return False

@@ -13,25 +13,26 @@ import contextlib
 import fcntl
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Literal
 
-from dpiped import events, launch, lifecycle, rundir
+from dpiped import events, launch, lifecycle, rundir, signals
+from dpiped.ending import REQUESTED
 from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
 from dpiped.launch import Wanted
 from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.server import Server, prepare_directory
 from dpiped.settings import Settings
-from dpiped.supervisor import REQUESTED, Supervisor
+from dpiped.supervisor import Supervisor
 from dpiped.tensorboard import TensorBoard
 from dpiped.verbs import Verbs
 
 TENSORBOARD_LOOK_EVERY = 0.25
-SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 END_SIGNALS = frozenset(("SIGTERM", "SIGINT"))
 LAST_ANSWERS = 0.2
+SETTLE = 0.01
+"""Seconds in which the loop takes in a signal that was caught."""
 SIGNAL_TWINS_WITHIN = 1.0
 """A terminal or `timeout` may deliver one request to end as two signals, to process and group (seconds)."""
 
@@ -47,10 +48,10 @@ def main(settings: Settings) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # Until their handlers are set (below, and after a reload's exec) these signals wait.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     locks = _lock(settings)
-    if asyncio.run(Daemon(settings).run()) == "reload":
+    daemon = Daemon(settings)
+    if asyncio.run(daemon.run()) == "reload":
+        daemon.hand_on()
         log.info("reloading")
         for lock in locks:
             os.close(lock)
@@ -71,9 +72,9 @@ class Daemon:
 
     async def run(self) -> End:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        for number in signals.HANDLED:
             loop.add_signal_handler(number, self._asked.put_nowait, number.name)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signals.release()
         for problem in events.prepare_root(self.settings):
             self.supervisor.notice(problem)
         await self.supervisor.recover()
@@ -88,7 +89,17 @@ class Daemon:
         await self.supervisor.let_go()
         await self.tensorboard.stop()
         await self.server.close()
+        # The loop puts the default handlers back when it closes; a late signal must not be the last word.
+        # Its helper threads don't hold any back: what they caught has to come out of the loop.
+        signals.hold()
+        await loop.shutdown_default_executor()
+        await asyncio.sleep(SETTLE)
         return end
+
+    def hand_on(self) -> None:
+        """Gives a wish to end that came too late to be acted on to the daemon that takes this one's place."""
+        for word in END_SIGNALS.intersection(self._drain_asked()):
+            signals.keep(word)
 
     async def _until_asked(self) -> End:
         """Waits for the end. While the ladder runs, a second signal takes it to the last rung."""
@@ -96,12 +107,14 @@ class Daemon:
         while asked not in END_SIGNALS:
             # Let the reply to the one who asked leave the socket.
             await asyncio.sleep(0.1)
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            signals.hold()
+            # What was caught just before is still on its way through the loop.
+            await asyncio.sleep(SETTLE)
             others = self._drain_asked()
             if not END_SIGNALS.intersection(others):
                 return "reload"
             # Whoever wants the end meanwhile gets it, not a daemon that has forgotten it.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signals.release()
             asked = next(word for word in others if word in END_SIGNALS)
         log.info("%s received", asked)
         if self.settings.on_exit == "detach":
@@ -150,12 +163,12 @@ class Daemon:
         try:
             plan = launch.make(self.settings, wanted)
             if why := self._settled(plan.spec):
-                log.info("DIFFPIPE_CONFIG is not trained again: %s", why)
-                return
-            await self.supervisor.start(wanted)
+                self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained again: {why}")
+            else:
+                await self.supervisor.start(wanted)
         except DpipedError as error:
             self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error.message}")
-            await self.supervisor.announce()
+        await self.supervisor.announce()
 
     def _settled(self, spec: Spec) -> str | None:
         """Why this config (same path, same content) is not to be trained again; None if it is.
@@ -179,8 +192,11 @@ class Daemon:
                 continue
             if concluded.outcome == "completed" and known.completes == spec.completes:
                 return f"run {name} of it has completed"
-            if newest and concluded.outcome == "stopped" and asked is not None and asked.by == REQUESTED:
-                return f"run {name} of it was stopped by request; `dpipectl resume` goes on with it"
+            if newest and asked is not None and asked.by == REQUESTED:
+                return (
+                    f"run {name} of it was stopped by request; `dpipectl resume` goes on with it, "
+                    "`dpipectl start` begins anew"
+                )
             newest = False
         return None
 

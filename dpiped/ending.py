@@ -19,6 +19,8 @@ from dpiped.live import LiveRun
 from dpiped.outcome import conclude, hang
 from dpiped.rundir import Concluded, Exit, StopAsked
 
+REQUESTED = "request"
+"""Who stopped a run that a client asked to stop."""
 _R = TypeVar("_R", bound=Struct)
 Notice = Callable[[str], None]
 
@@ -35,10 +37,12 @@ def record_of(live: LiveRun, kind: type[_R], notice: Notice) -> _R | None:
 
 
 def ask_to_stop(live: LiveRun, how: messages.How, by: str, deadline: float, notice: Notice) -> None:
-    """Writes stop.json, with what was already wrong when the first stop was asked for."""
+    """Writes stop.json; who asked first, and what was already wrong then, stays. A client's wish outranks."""
     before = record_of(live, StopAsked, notice)
     fault = before.fault if before else hang(live.progress.snapshot())
-    _write(live, StopAsked(how, by, time.time(), deadline, procs.boot_id(), fault), notice)
+    by = before.by if before and by != REQUESTED else by
+    asked = StopAsked(how, by, time.time(), deadline, procs.boot_id(), fault)
+    _keep(live, "that it was asked to stop", lambda: rundir.write(live.folder, asked), notice)
 
 
 def conclude_run(live: LiveRun, notice: Notice) -> messages.LastRun:
@@ -50,7 +54,7 @@ def conclude_run(live: LiveRun, notice: Notice) -> messages.LastRun:
     if exit_ is None and live.launched is None and concluded.outcome == "unknown":
         why = live.warning or live.runner_log() or "the runner ended before it launched the training"
         concluded = Concluded("failed", why, time.time())
-    _write(live, concluded, notice)
+    _keep(live, "its outcome", lambda: rundir.conclude(live.folder, concluded), notice)
     if live.train_dir is not None:
         try:
             checkpoints.clear_signal_files(live.train_dir)
@@ -62,8 +66,8 @@ def conclude_run(live: LiveRun, notice: Notice) -> messages.LastRun:
     return history.as_last_run(live.id, concluded, exit_)
 
 
-def _write(live: LiveRun, record: Struct, notice: Notice) -> None:
+def _keep(live: LiveRun, what: str, write: Callable[[], None], notice: Notice) -> None:
     try:
-        rundir.write(live.folder, record)
+        write()
     except OSError as error:
-        notice(f"run {live.id}: {type(record).__name__} can't be recorded: {error}")
+        notice(f"run {live.id}: {what} can't be recorded: {error}")

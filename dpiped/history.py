@@ -20,9 +20,12 @@ LAST = "last"
 def resolve(runs: Path, name: str) -> str:
     """The run's id from the id, a part of it that fits one run only, or `last`. Raises UnknownRun."""
     names = rundir.names(runs)
+    if not names:
+        hint = "start one with `dpipectl start --config FILE`"
+        raise UnknownRun("there is no run yet", field="run", hint=hint)
     if name in names:
         return name
-    if name == LAST and names:
+    if name == LAST:
         return names[0]
     fitting = [known for known in names if name in known] if len(name) >= 3 else []
     if len(fitting) == 1:

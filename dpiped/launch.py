@@ -22,18 +22,25 @@ from pathlib import Path
 from msgspec import Struct
 
 import dpiped
-from dpiped import checkpoints, configs, paths
+from dpiped import arguments, checkpoints, configs, paths
 from dpiped.configs import Config
 from dpiped.errors import InvalidInput, NotInstalled
 from dpiped.rundir import TRAINING_TOML, Spec
-from dpiped.settings import RUN_MARKER, Settings, launcher_candidates, training_environment
+from dpiped.settings import (
+    ACCELERATOR,
+    RUN_MARKER,
+    VISIBLE_DEVICES,
+    Settings,
+    launcher_candidates,
+    training_environment,
+)
 
 PORTS = range(20000, 32000)
 """Below Linux's ephemeral range, so that no outgoing connection takes the port meanwhile."""
-WITHOUT_COMPLETION = frozenset(("--cache_only", "--dump_dataset", "--test_sample"))
-"""Flags with which train.py ends well without printing its completion line."""
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-_RESUME = "--resume_from_checkpoint"
+_SECRET = re.compile(r"KEY|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""In a variable's name. TOKENIZERS_PARALLELISM is none."""
+HIDDEN = "(hidden)"
+"""Stands for a secret's value in what is written down."""
 
 
 class Wanted(Struct, frozen=True):
@@ -72,42 +79,50 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     config = configs.load(source, roots, train_py.parent)
     num_gpus = wanted.num_gpus or settings.num_gpus
     _check_stages(config, num_gpus)
-    args, resume = _split_resume(wanted.args)
-    train_dir = _resume_from(config, wanted.resume or resume or config.resume, settings)
-    port, args = _master_port(args)
+    asked = arguments.read(wanted.args)
+    for path in asked.paths:
+        paths.confine(str(path), arguments.FIELD, roots, train_py.parent)
+    train_dir = _resume_from(config, wanted.resume or asked.resume or config.resume, settings)
+    port = asked.master_port or _free_port()
     run = _new_id()
     run_dir = settings.state_dir / "runs" / run
-    argv = [str(launcher), f"--num_gpus={num_gpus}", f"--master_port={port}", train_py.name, "--deepspeed"]
-    argv += ["--config", str(run_dir / TRAINING_TOML), "--master_port", str(port)]
-    argv += [_RESUME, train_dir.name] if train_dir else []
+    environment = _environment(settings, wanted, launcher, run)
+    argv = [str(launcher), _devices(environment, num_gpus), f"--master_port={port}"]
+    argv += [train_py.name, "--deepspeed", "--config", str(run_dir / TRAINING_TOML)]
+    argv += [arguments.PORT, str(port), *([arguments.RESUME, train_dir.name] if train_dir else [])]
     same = _same_config(settings, source, wanted.origin)
     spec = Spec(
         run=run,
         created=time.time(),
-        argv=(*argv, *args),
+        argv=(*argv, *asked.words),
+        num_gpus=num_gpus,
+        args=asked.words,
         cwd=str(train_py.parent),
-        env={name: "(hidden)" if _SECRET.search(name) else value for name, value in wanted.env.items()},
+        env={name: _shown(name, value) for name, value in wanted.env.items()},
         source=same.source if same else str(source),
         digest=same.digest if same else config.digest,
         output_dir=str(config.output_dir),
         epochs=config.epochs,
         max_steps=config.max_steps,
-        completes=not WITHOUT_COMPLETION.intersection(word.partition("=")[0] for word in args),
+        completes=asked.completes,
         service=wanted.service,
         resumed_from=wanted.origin.run if wanted.origin else None,
         train_dir=str(train_dir) if train_dir else None,
         master_port=port,
     )
-    return Plan(
-        spec, configs.snapshot(config, run, run_dir), _environment(settings, wanted, launcher, run), run_dir
-    )
+    return Plan(spec, configs.snapshot(config, run, run_dir), environment, run_dir)
+
+
+def _shown(name: str, value: str) -> str:
+    """What is written down of a variable."""
+    return HIDDEN if value and _SECRET.search(name) else value
 
 
 def _new_id() -> str:
-    """UTC time to the millisecond, so that names sort by time, and two digits against a clock set back."""
+    """UTC time to the millisecond, so that names sort by time, and some digits against a clock set back."""
     now = time.time()
     return (
-        f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1000):03}{secrets.token_hex(1)}"
+        f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1000):03}{secrets.token_hex(2)}"
     )
 
 
@@ -152,24 +167,6 @@ def _check_stages(config: Config, num_gpus: int) -> None:
         )
 
 
-def _split_resume(args: tuple[str, ...]) -> tuple[tuple[str, ...], bool | str | None]:
-    """Takes the resume flag out of the extra arguments: it is always given with an explicit folder."""
-    rest: list[str] = []
-    resume: bool | str | None = None
-    queue = list(args)
-    while queue:
-        word = queue.pop(0)
-        if word == _RESUME:
-            resume = queue.pop(0) if queue and not queue[0].startswith("-") else True
-        elif word.startswith(_RESUME + "="):
-            resume = word.partition("=")[2]
-            if not resume:
-                raise InvalidInput(f"{_RESUME}= takes a folder's name", field=_RESUME.lstrip("-"))
-        else:
-            rest.append(word)
-    return tuple(rest), resume
-
-
 def _resume_from(config: Config, resume: Path | bool | str, settings: Settings) -> Path | None:
     """The folder to resume from, whole checkpoint and all; None for a fresh start."""
     field = "resume_from_checkpoint"
@@ -189,22 +186,6 @@ def _resume_from(config: Config, resume: Path | bool | str, settings: Settings) 
     return folder
 
 
-def _master_port(args: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-    """The user's own port if one is among the arguments, else a free one."""
-    words = [
-        part
-        for word in args
-        for part in (word.split("=", 1) if word.startswith("--master_port=") else [word])
-    ]
-    if "--master_port" not in words:
-        return _free_port(), args
-    at = words.index("--master_port")
-    value = words[at + 1] if at + 1 < len(words) else ""
-    if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise InvalidInput(f"--master_port takes a port number, not {value!r}", field="args")
-    return int(value), tuple(words[:at] + words[at + 2 :])
-
-
 def _free_port() -> int:
     for port in random.sample(PORTS, 100):
         with socket.socket() as probe:
@@ -214,6 +195,26 @@ def _free_port() -> int:
                 continue
             return port
     raise InvalidInput(f"no free master port from {PORTS.start} to {PORTS.stop}", field="args")
+
+
+def _devices(environment: dict[str, str], num_gpus: int) -> str:
+    """The launcher's word for which GPUs. With --num_gpus it would ignore CUDA_VISIBLE_DEVICES."""
+    visible = list(dict.fromkeys(entry.strip() for entry in environment.get(VISIBLE_DEVICES, "").split(",")))
+    # Empty or -1 hides them all, which a trainer on CPUs may want.
+    if visible in ([""], ["-1"]) or environment.get(ACCELERATOR, "cuda") != "cuda":
+        return f"--num_gpus={num_gpus}"
+    if not all(entry.isdecimal() for entry in visible):
+        raise InvalidInput(
+            f"{VISIBLE_DEVICES} takes GPU numbers (deepspeed knows nothing else), not {','.join(visible)!r}",
+            field=VISIBLE_DEVICES,
+            hint=f"--env {VISIBLE_DEVICES}= takes the first GPUs of the machine instead",
+        )
+    if len(visible) < num_gpus:
+        raise InvalidInput(
+            f"{VISIBLE_DEVICES} shows {len(visible)} GPUs, and the training is to have {num_gpus}",
+            field=VISIBLE_DEVICES,
+        )
+    return f"--include=localhost:{','.join(visible[:num_gpus])}"
 
 
 def _environment(settings: Settings, wanted: Wanted, launcher: Path, run: str) -> dict[str, str]:

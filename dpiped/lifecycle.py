@@ -122,6 +122,13 @@ class Climb(Struct, frozen=True):
     deadline: float
 
 
+class Await(Struct, frozen=True):
+    """Stay on the rung, but only until this deadline."""
+
+    run: str
+    deadline: float
+
+
 class Record(Struct, frozen=True):
     """Write stop.json, so that the next daemon knows."""
 
@@ -136,7 +143,7 @@ class Conclude(Struct, frozen=True):
     run: str
 
 
-Action: TypeAlias = Spawn | Climb | Record | Conclude
+Action: TypeAlias = Spawn | Climb | Await | Record | Conclude
 Step: TypeAlias = tuple[State, tuple[Action, ...]]
 
 
@@ -160,9 +167,13 @@ def step(state: State, event: Event) -> Step:
         case Starting(run), Launched(launched) if run == launched:
             return Running(run), ()
         case Starting(run) | Running(run), Stop():
-            return _enter(run, event.rung, event.now, event.ladder)
+            return _enter(run, event)
         case Stopping(run, rung), Stop() if RUNGS.index(event.rung) > RUNGS.index(rung):
-            return _enter(run, event.rung, event.now, event.ladder)
+            return _enter(run, event)
+        case Stopping(run, rung, deadline), Stop(again) if rung == again and _wait_until(event) < deadline:
+            sooner = _wait_until(event)
+            after = Stopping(run, rung, sooner, event.ladder)
+            return after, (Record(run, rung, sooner), Await(run, sooner))
         case Stopping(), Stop():
             return state, ()
         case Stopping(run, rung, deadline), Launched(launched) if run == launched:
@@ -172,16 +183,22 @@ def step(state: State, event: Event) -> Step:
             deadline = now + KILL_AGAIN_AFTER
             return Stopping(run, "kill", deadline, ladder), (Climb(run, "kill", deadline),)
         case Stopping(run, rung, _, ladder), Fall(now):
-            return _enter(run, RUNGS[RUNGS.index(rung) + 1], now, ladder)
+            return _enter(run, Stop(RUNGS[RUNGS.index(rung) + 1], now, ladder))
         case Starting(run) | Running(run) | Stopping(run), Ended(ended) if run == ended:
             return Idle(), (Conclude(run),)
     raise NotAllowed(state, event)
 
 
-def _enter(run: str, rung: Rung, now: float, ladder: Ladder) -> Step:
-    waits = {"save": ladder.save, "term": ladder.term, "kill": KILL_AGAIN_AFTER}
-    deadline = now + waits[rung]
-    return Stopping(run, rung, deadline, ladder), (Record(run, rung, deadline), Climb(run, rung, deadline))
+def _wait_until(stop: Stop) -> float:
+    """When the rung that a stop enters gives way to the next."""
+    waits = {"save": stop.ladder.save, "term": stop.ladder.term, "kill": KILL_AGAIN_AFTER}
+    return stop.now + waits[stop.rung]
+
+
+def _enter(run: str, stop: Stop) -> Step:
+    rung, deadline = stop.rung, _wait_until(stop)
+    after = Stopping(run, rung, deadline, stop.ladder)
+    return after, (Record(run, rung, deadline), Climb(run, rung, deadline))
 
 
 def _adopted(event: Adopt) -> Step:

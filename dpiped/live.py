@@ -9,6 +9,7 @@ Known gap: none of this is written down; a new daemon reads the log from its beg
 
 import asyncio
 import logging
+import math
 import os
 import sys
 import time
@@ -40,7 +41,10 @@ class LiveRun:
         self.runner: Identity | None = None
         self.train_dir: Path | None = Path(spec.train_dir) if spec.train_dir else None
         self.warning: str | None = None
+        self.unsaved: str | None = None
+        """Why the trainer could not be asked to save when the stop began with that."""
         self._follower = logs.Follower(self.folder / rundir.LOG)
+        self._train_dir_recorded = spec.train_dir is not None
         self._looked_at = 0.0
         self._troubles: dict[str, str] = {}
 
@@ -118,9 +122,13 @@ class LiveRun:
             if found is None:
                 return
             self.train_dir = found
-            self._keep("the training's directory", lambda: rundir.write(self.folder, TrainDir(str(found))))
             log.info("run %s writes to %s", self.id, found)
         train_dir, folder = self.train_dir, events.run_folder(self.settings, self.id)
+        if not self._train_dir_recorded:
+            record = TrainDir(str(train_dir))
+            self._train_dir_recorded = self._keep(
+                "the training's directory", lambda: rundir.write(self.folder, record)
+            )
         self._keep("event files", lambda: events.link_events(train_dir, folder))
 
     def close(self) -> None:
@@ -146,25 +154,40 @@ class LiveRun:
             started_at=started,
             elapsed_seconds=max(time.time() - started, 0.0) if started else None,
             detail=said.detail,
-            warning=hang_warning(said) or self.warning or next(iter(self._troubles.values()), None),
+            warning=next(iter(self._warnings(said)), None),
             checkpoint=(checkpoints.latest_tag(self.train_dir) if self.train_dir else None)
             or said.checkpoint,
             train_dir=str(self.train_dir) if self.train_dir else None,
             stopping=stopping,
         )
 
-    def _keep(self, what: str, action: Callable[[], object]) -> None:
+    def _warnings(self, said: Snapshot) -> list[str]:
+        """What is wrong, the gravest first."""
+        found = (hang_warning(said), self.warning, diverged(said), *self._troubles.values())
+        return [warning for warning in found if warning]
+
+    def _keep(self, what: str, action: Callable[[], object]) -> bool:
+        """Did it work? If not, `status` says so until it does."""
         try:
             action()
-            self._troubles.pop(what, None)
         except OSError as error:
             self._troubles[what] = f"{what} can't be recorded: {error}"
+            return False
+        self._troubles.pop(what, None)
+        return True
 
 
 def total_steps(spec: Spec, said: Snapshot) -> int | None:
     """The step at which the training will end, once that can be known."""
     by_epochs = spec.epochs * said.steps_per_epoch if spec.epochs and said.steps_per_epoch else None
     return min((n for n in (by_epochs, spec.max_steps) if n is not None), default=None)
+
+
+def diverged(said: Snapshot) -> str | None:
+    """JSON has no NaN, and a person may not look at the loss for hours."""
+    if said.loss is None or math.isfinite(said.loss):
+        return None
+    return f"the loss is {said.loss} at step {said.step}: the training has diverged"
 
 
 def hang_warning(said: Snapshot) -> str | None:

@@ -66,10 +66,14 @@ class Start(Request, frozen=True, tag="start"):
 
 
 class Resume(Request, frozen=True, tag="resume"):
-    """A new run that goes on from `run`'s newest complete checkpoint (default: the last run)."""
+    """A new run that goes on from `run`'s newest complete checkpoint (default: the last run).
+
+    GPUs, environment and lasting arguments are that run's; what is given here replaces or is added to them.
+    """
 
     run: RunName | None = None
     config: Path | None = None
+    num_gpus: Annotated[int, Meta(ge=1, le=64)] | None = None
     args: tuple[Text, ...] = ()
     env: dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text] = {}
 
@@ -114,7 +118,8 @@ class ReadLog(Request, frozen=True, tag="log"):
     """Lines of a run's log after the cursor.
 
     `after` is a byte offset in `output.log`; without it, the last `limit` lines. Answered as soon as
-    the log is longer than `seen` bytes (default: `after`), or after `wait` seconds.
+    there is a line after it or the log is longer than `seen` bytes (default: `after`), or after `wait`
+    seconds.
     """
 
     run: RunName | None = None
@@ -151,11 +156,12 @@ class Error(Reply, frozen=True, tag="error"):
 
 
 class Welcome(Reply, frozen=True, tag="welcome"):
-    """The answer to `Hello`."""
+    """The answer to `Hello`. `started_at` (Unix time) differs after a reload, the pid does not."""
 
     version: str
     protocol: int
     pid: int
+    started_at: float = 0.0
 
 
 class ActiveRun(Struct, frozen=True):
@@ -301,9 +307,10 @@ class RawLog(Reply, frozen=True, tag="bytes"):
 
 
 class Reloading(Reply, frozen=True, tag="reloading"):
-    """The daemon goes away for a moment and comes back under the same pid."""
+    """The daemon goes away for a moment and comes back under the same pid, with another `started_at`."""
 
     pid: int
+    started_at: float = 0.0
 
 
 AnyRequest: TypeAlias = (

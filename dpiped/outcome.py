@@ -77,9 +77,9 @@ def _judge(
     if stop is not None:
         return "stopped", _stopped(stop, said)
     if exit_ is None:
-        return "unknown", "no exit record: the runner or the machine went down"
+        return "unknown", f"no exit record: the runner or the machine went down{_error_before(said)}"
     if exit_.code is None and exit_.signal is None:
-        return "unknown", "the runner was killed, so nobody saw the exit code"
+        return "unknown", f"the runner was killed, so nobody saw the exit code{_error_before(said)}"
     return _failed(exit_, said)
 
 
@@ -95,6 +95,11 @@ def hang(said: Snapshot) -> str | None:
     if said.child_died:
         return f"caching died: {_explain(line)}"
     return _explain(line) if said.phase == "caching" else None
+
+
+def _error_before(said: Snapshot) -> str:
+    line = exception_line(said.evidence)
+    return f"; before that it printed: {line}" if line else ""
 
 
 def _stopped(stop: StopAsked, said: Snapshot) -> str:
@@ -148,6 +153,8 @@ def _explain(line: str) -> str:
     if "EADDRINUSE" in line or "address already in use" in line:
         port = _PORT.search(line)
         return f"the master port{' ' + port[1] if port else ''} is taken by another process: {line}"
+    if "No slot " in line:
+        return f"a GPU that was asked for is not there: {line}"
     if "out of memory" in line.lower():
         return f"out of GPU memory: {line}"
     return line

@@ -204,7 +204,10 @@ class Progress:
         if found[0] < 0:
             return
         self._phase = found[2]
-        self._detail = _line_at(text, found[0])[:200]
+        line = _line_at(text, found[0])
+        bar = _BAR.search(line)
+        # A bar moves on; what stays is what it is of.
+        self._detail = (line[: bar.start()].rstrip(b" :") if bar else line)[:200]
         if b"Global batch size = " in seen and (batch := _BATCH.search(text, seen[b"Global batch size = "])):
             self._batch = int(batch[1])
             self._epoch = self._epoch or 1

@@ -51,17 +51,21 @@ def last_run(runs: Path, active: str | None) -> messages.LastRun | None:
     return None
 
 
-def pending_stop(live: LiveRun, ladder: lifecycle.Ladder) -> tuple[lifecycle.Stopping | None, str]:
-    """The stop that was under way, and who asked. A deadline of another boot has passed."""
+def pending_stop(live: LiveRun, ladder: lifecycle.Ladder) -> lifecycle.Stopping | None:
+    """The stop that was under way. A deadline of another boot has passed."""
     try:
         asked = rundir.read(live.folder, StopAsked)
     except RunDamaged as error:
         log.warning("run %s is damaged: %s", live.id, error)
         asked = None
     if asked is None:
-        return None, ""
+        return None
     deadline = asked.deadline if asked.boot == procs.boot_id() else time.monotonic()
-    return lifecycle.Stopping(live.id, asked.how, deadline, ladder), asked.by
+    return lifecycle.Stopping(live.id, asked.how, deadline, ladder)
+
+
+def _lives(live: LiveRun) -> bool:
+    return live.exit_record() is None and (live.runner_is_alive() or bool(live.members()))
 
 
 def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
@@ -70,14 +74,18 @@ def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
         raise RunDamaged("it has no spec.json", field="spec.json")
     live = LiveRun(settings, spec)
     live.look_for_launch()
+    # First without the claim: a runner that has just been spawned must find it free.
+    if _lives(live):
+        return live
     claim = rundir.claim(folder)
     if claim is None:
         return live
     try:
-        if live.exit_record() is None and (live.runner_is_alive() or live.members()):
+        # Again, since one may have come meanwhile: from here on none will launch this run any more.
+        if _lives(live):
             return live
         live.find_files()
-        rundir.write(folder, history.conclude_from_records(folder, spec))
+        rundir.conclude(folder, history.conclude_from_records(folder, spec))
     finally:
         os.close(claim)
     log.info("run %s ended while no daemon ran", spec.run)

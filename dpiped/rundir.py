@@ -13,10 +13,16 @@ reader sees the whole file or none. The log is the training's own output file.
     stop.json             daemon   how a stop was asked for; rewritten when a stronger one is asked for
     exit.json             runner   how it ended; the last thing written
     outcome.json          daemon   the outcome concluded from all of these, so that a list needs no log
+    .NAME.N.reserved      daemon   room for a record to come; becomes it, or is removed at the end
 
-Known gap: nothing is pruned; a year of runs stays on disk.
+A checkpoint that fills the disk must not take the record of the run's end with it: room for the
+records to come is taken when the directory is made.
+
+Known gap: nothing is pruned; a year of runs stays on disk. On a file system that copies on write (btrfs,
+zfs) the room taken does not help.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -48,11 +54,16 @@ class Identity(Struct, frozen=True):
 
 
 class Spec(Struct, frozen=True, kw_only=True):
-    """What the run is. `env` is what was added to the daemon's allow-list, secrets blanked out."""
+    """What the run is. `args` are those of `argv` that the user gave to train.py.
+
+    `env` is what was added to the daemon's allow-list, secrets blanked out.
+    """
 
     run: str
     created: float
     argv: tuple[str, ...]
+    num_gpus: int | None = None
+    args: tuple[str, ...] = ()
     cwd: str
     env: dict[str, str]
     source: str
@@ -126,6 +137,10 @@ _FILES: dict[type[Struct], str] = {
     Exit: "exit.json",
     Concluded: "outcome.json",
 }
+_WRITINGS: dict[type[Struct], int] = {Launched: 2, TrainDir: 1, StopAsked: 3, Exit: 1, Concluded: 1}
+"""How often each record that is still to come may be written: a runner is replaced, a stop gets harder."""
+_ROOM = 4096
+"""Bytes reserved for each: one block, more than any of them needs."""
 _Record = TypeVar("_Record", bound=Struct)
 
 
@@ -145,12 +160,21 @@ def write(run_dir: Path, record: Struct) -> None:
     write_file(run_dir / _FILES[type(record)], msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
 
+def conclude(run_dir: Path, concluded: Concluded) -> None:
+    """Writes the last record, and gives back what was reserved for those that never came. Raises OSError."""
+    write(run_dir, concluded)
+    for kind in _WRITINGS:
+        for reserve in _reserves(run_dir / _FILES[kind]):
+            reserve.unlink(missing_ok=True)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Atomic and durable: temporary file beside it, fsync, rename, fsync of the directory. Mode 0600."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -158,6 +182,27 @@ def write_file(path: Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _reserves(path: Path) -> list[Path]:
+    most = max(_WRITINGS.values())
+    return [path.with_name(f".{path.name}.{number}.reserved") for number in range(most)]
+
+
+def _reserve_room(run_dir: Path) -> None:
+    for kind, times in _WRITINGS.items():
+        for reserve in _reserves(run_dir / _FILES[kind])[:times]:
+            handle = os.open(reserve, os.O_WRONLY | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(bytes(_ROOM))
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """What becomes `path`: room reserved for it, or a new file."""
+    for reserve in _reserves(path):
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(reserve, os.O_WRONLY), str(reserve)
+    return tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
 
 
 def create(run_dir: Path, files: dict[str, bytes], spec: Spec) -> None:
@@ -168,11 +213,16 @@ def create(run_dir: Path, files: dict[str, bytes], spec: Spec) -> None:
         for name, data in files.items():
             write_file(aside / name, data)
         write(aside, spec)
+        _reserve_room(aside)
+        # Fails if there is a run of that name, which must not be touched.
         aside.replace(run_dir)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    try:
         sync_directory(run_dir.parent)
     except BaseException:
-        for path in (aside, run_dir):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(run_dir, ignore_errors=True)
         raise
 
 

@@ -12,6 +12,7 @@ Known gap: a runner that is SIGKILLed itself leaves the training without a reape
 another one with `--adopt`, which can end the tree but never learns the exit code.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -29,11 +30,12 @@ GRACE_BY_ITSELF = 3.0
 """Seconds in which what outlives the launcher may end by itself (a rank's loader takes some)."""
 GRACE_AFTER_TERM = 10.0
 LOOK_EVERY = 0.1
+CLAIM_TIMEOUT = 5.0
 
 
 def main(run_dir: Path, adopt: bool = False) -> int:
     """Runs what `spec.json` says, to its end. Returns the runner's own exit code."""
-    if rundir.claim(run_dir) is None:
+    if not _claimed(run_dir):
         print(f"another process has {run_dir}", file=sys.stderr)
         return 1
     procs.become_subreaper()
@@ -52,6 +54,16 @@ def main(run_dir: Path, adopt: bool = False) -> int:
     else:
         _Run(run_dir, spec).launch_and_wait()
     return 0
+
+
+def _claimed(run_dir: Path) -> bool:
+    """A daemon that looks at the run holds it for a moment; another runner does for good."""
+    until = time.monotonic() + CLAIM_TIMEOUT
+    while rundir.claim(run_dir) is None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_EVERY)
+    return True
 
 
 class _Run:
@@ -81,7 +93,9 @@ class _Run:
         self._record_launch(child.pid)
         status = _wait_for(child.pid)
         leftovers = self._end_leftovers()
-        os.fsync(log)
+        # On some file systems a full disk is told only here; the exit record has its room.
+        with contextlib.suppress(OSError):
+            os.fsync(log)
         code = os.waitstatus_to_exitcode(status)
         self._record_exit(code if code >= 0 else None, -code if code < 0 else None, leftovers)
 
@@ -90,9 +104,12 @@ class _Run:
         launched = rundir.read(self.run_dir, Launched)
         if launched is not None:
             assert self.me is not None
-            # Whoever comes next must take this process for the runner, not for a part of the training.
-            rundir.write(self.run_dir, Launched(self.me, launched.child, launched.at))
             self.child = launched.child
+            # Whoever comes next must take this process for the runner, not for a part of the training.
+            try:
+                rundir.write(self.run_dir, Launched(self.me, launched.child, launched.at))
+            except OSError as error:
+                print(f"that another runner took over can't be recorded: {error}", file=sys.stderr)
         while self.child and procs.is_alive(self.child):
             time.sleep(LOOK_EVERY)
         self._record_exit(None, None, self._end_leftovers())

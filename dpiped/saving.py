@@ -13,33 +13,34 @@ from dpiped import checkpoints
 from dpiped.errors import Refused
 from dpiped.live import LiveRun
 
+NOTHING_YET = "none"
+"""The token of a directory without a checkpoint."""
+
 
 def request(live: LiveRun) -> str:
-    """Writes the `save` file. Returns a token for `done_since`. Raises Refused if there is nowhere to."""
+    """Writes the `save` file. Returns a token for `done_since`. Raises Refused if that is not possible."""
     live.find_files()
-    if live.train_dir is None:
-        phase = live.progress.snapshot().phase
-        raise Refused(
-            f"There is nothing to save yet: the training is in phase {phase} and has not made its directory."
-        )
-    token = _token(live.train_dir)
-    (live.train_dir / "save").touch()
+    token = _token(live.train_dir) if live.train_dir else NOTHING_YET
+    if why_not := _signal(live, "save"):
+        raise Refused(f"The trainer can't be asked to save: {why_not}.")
     return token
 
 
-def possible(live: LiveRun) -> bool:
-    """Is there a directory that the trainer looks for signal files in?"""
+def request_and_quit(live: LiveRun) -> str | None:
+    """Writes the `save_quit` file. Returns why it could not."""
+    return _signal(live, "save_quit")
+
+
+def _signal(live: LiveRun, name: str) -> str | None:
     live.find_files()
-    return live.train_dir is not None
-
-
-def request_and_quit(live: LiveRun) -> bool:
-    """Writes the `save_quit` file. False if there is nowhere to. Raises OSError."""
-    if not possible(live):
-        return False
-    assert live.train_dir is not None
-    (live.train_dir / "save_quit").touch()
-    return True
+    if live.train_dir is None:
+        phase = live.progress.snapshot().phase
+        return f"there is nothing to save yet (phase {phase}, no directory made)"
+    try:
+        (live.train_dir / name).touch()
+    except OSError as error:
+        return f"{live.train_dir / name} can't be written: {error.strerror}"
+    return None
 
 
 def done_since(live: LiveRun | None, token: str) -> str | None:
@@ -57,4 +58,4 @@ def _token(train_dir: Path) -> str:
     try:
         return f"{latest.read_text()}@{latest.stat().st_mtime_ns}"
     except FileNotFoundError:
-        return "none"
+        return NOTHING_YET

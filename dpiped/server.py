@@ -51,6 +51,11 @@ class Server:
     def bind(self) -> None:
         """Raises SettingsError if the directory is not safe or the socket can't be bound."""
         prepare_directory(self._path.parent)
+        if self._path.exists() and not self._path.is_socket():
+            raise SettingsError(
+                f"DIFFPIPE_SOCKET: {self._path} exists and is no socket; it is left alone",
+                field="DIFFPIPE_SOCKET",
+            )
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.REQUEST_BYTES)
         # The file must never exist with a wider mode, not even between bind and chmod.
@@ -95,7 +100,8 @@ class Server:
         try:
             request = self._decoder.decode(frames[2])
         except msgspec.ValidationError as error:
-            return messages.Error("invalid", str(error), field=_field(str(error)))
+            field = _field(str(error))
+            return messages.Error("invalid", _said(str(error), field), field=field)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return messages.Error("bad_request", f"not a MessagePack request: {error}")
         return await self._answer(request)
@@ -124,6 +130,12 @@ def prepare_directory(directory: Path) -> None:
             field="DIFFPIPE_SOCKET",
             hint="use a directory of your own with mode 0700",
         )
+
+
+def _said(text: str, field: str | None) -> str:
+    """``Expected `int` >= 1 - at `$.num_gpus` `` → ``num_gpus: expected `int` >= 1``."""
+    what = text.partition(" - at `")[0]
+    return f"{field}: {what[:1].lower()}{what[1:]}" if field else what
 
 
 def _field(text: str) -> str | None:

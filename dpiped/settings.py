@@ -29,6 +29,11 @@ AF_UNIX_PATH_LIMIT = 107
 RUN_MARKER = "DPIPED_RUN_ID"
 """Set in the environment of every process of a run; how strays are recognised."""
 
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+"""Which GPUs a training may use; has to be told to deepspeed, which ignores it beside --num_gpus."""
+ACCELERATOR = "DS_ACCELERATOR"
+"""What deepspeed trains on, if not what it finds: cuda, cpu, ..."""
+
 ENVIRONMENT_FOR_TRAINING = (
     "PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TERM TMPDIR LD_LIBRARY_PATH "
     "CUDA_* NVIDIA_* NCCL_* GLOO_* ROCR_* HIP_* HSA_* TORCH* PYTORCH_* TRITON_* DS_* DEEPSPEED_* OMP_* MKL_* "
@@ -105,7 +110,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
     read = _Reader(env)
     workspace = read.path("WORKSPACE_ROOT", Path("/workspace"))
     logs = workspace / "logs"
-    roots = tuple(dict.fromkeys((workspace, Path("/opt"), _home(env))))
+    roots = tuple(dict.fromkeys((workspace, Path("/opt"), *_home(env))))
     return Settings(
         workspace=workspace,
         state_dir=read.path("DIFFPIPE_STATE_DIR", workspace / "diffpipe"),
@@ -117,7 +122,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         ),
         deepspeed_bin=env.get("DEEPSPEED_BIN") or None,
         config=read.optional_path("DIFFPIPE_CONFIG"),
-        num_gpus=read.integer("DIFFPIPE_NUM_GPUS", read.integer("NUM_GPUS", 1, 1, 64), 1, 64),
+        num_gpus=read.integer("DIFFPIPE_NUM_GPUS" if env.get("DIFFPIPE_NUM_GPUS") else "NUM_GPUS", 1, 1, 64),
         extra_args=read.words("DIFFPIPE_EXTRA_ARGS"),
         on_exit="detach" if read.choice("DIFFPIPE_ON_EXIT", ("stop", "detach")) == "detach" else "stop",
         stop_timeout=read.seconds("DIFFPIPE_STOP_TIMEOUT", 20.0),
@@ -158,10 +163,15 @@ def training_environment(settings: Settings, env: Mapping[str, str] = os.environ
     return passed | settings.training_env
 
 
-def _home(env: Mapping[str, str]) -> Path:
+def _home(env: Mapping[str, str]) -> list[Path]:
+    """The home directory; none for a user without one, or whose home is / (which would allow everything)."""
     from pathlib import Path
 
-    return Path(env["HOME"]) if env.get("HOME", "").startswith("/") else Path("~").expanduser()
+    try:
+        home = Path(env["HOME"]) if env.get("HOME", "").startswith("/") else Path("~").expanduser()
+    except RuntimeError:
+        return []
+    return [] if home.resolve() == Path("/") else [home]
 
 
 class _Reader:

@@ -20,6 +20,7 @@ from dpiped.errors import InvalidInput, LaunchFailed, Refused, RunDamaged
 from dpiped.launch import Wanted
 from dpiped.lifecycle import (
     Adopt,
+    Await,
     Climb,
     Conclude,
     Ended,
@@ -39,8 +40,6 @@ LAUNCH_TICK = 0.02
 LAUNCH_TIMEOUT = 60.0
 FAULT_TICK = 1.0
 ALREADY_RUNNING = "A training process is already running."
-REQUESTED = "request"
-"""Who stopped a run that a client asked to stop."""
 NOTHING_RUNNING = "No training process tracked."
 
 log = logging.getLogger("dpiped.run")
@@ -104,16 +103,13 @@ class Supervisor:
         ladder = self._ladder()
         if timeout is not None:
             ladder = lifecycle.Ladder(timeout, timeout if rung == "term" else ladder.term)
-        nothing_to_save = rung == "save" and not saving.possible(live)
-        if nothing_to_save:
-            rung = "term"
         self._stop_by = by
         self._act(self.machine.feed(Stop(rung, time.monotonic(), ladder)))
         await self.announce()
         state = self.machine.state
         now = state.rung if isinstance(state, Stopping) else rung
-        detail = ("there is nothing to save yet; " if nothing_to_save else "") + DOES[now]
-        return messages.Stopping(live.id, now, detail)
+        not_saved = f"{live.unsaved}; " if rung == "save" and now != "save" and live.unsaved else ""
+        return messages.Stopping(live.id, now, not_saved + DOES[now])
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits for a change that makes `condition` true. False after `seconds`."""
@@ -160,7 +156,7 @@ class Supervisor:
             await self.wait_until(lambda: isinstance(self.machine.state, lifecycle.Idle), 60.0)
 
     def _adopt(self, live: LiveRun) -> None:
-        stopping, self._stop_by = recovery.pending_stop(live, self._ladder())
+        stopping = recovery.pending_stop(live, self._ladder())
         log.info("adopting run %s%s", live.id, " (stopping)" if stopping else "")
         self._environment = training_environment(self.settings) | {RUN_MARKER: live.id}
         actions = self.machine.feed(Adopt(live.id, live.launched is not None, stopping))
@@ -259,6 +255,8 @@ class Supervisor:
                     ending.ask_to_stop(live, rung, self._stop_by, deadline, self.notice)
                 case Climb(_, rung, deadline):
                     self._climb(live, rung, deadline)
+                case Await(_, deadline):
+                    self._await(live, deadline)
                 case Conclude():
                     self._cancel_deadline()
                     self.live = None
@@ -272,23 +270,19 @@ class Supervisor:
         log.info("starting run %s: %s", live.id, " ".join(live.spec.argv))
 
     def _climb(self, live: LiveRun, rung: lifecycle.Rung, deadline: float) -> None:
+        if rung == "save" and (why_not := saving.request_and_quit(live)):
+            live.unsaved = why_not
+            log.info("stopping run %s: %s", live.id, why_not)
+            self._fall(live.id)
+            return
         log.info("stopping run %s: %s", live.id, DOES[rung])
-        self._cancel_deadline()
-        if rung == "save":
-            deadline = deadline if self._ask_to_quit(live) else time.monotonic()
-        else:
+        if rung != "save":
             procs.send_all(live.members(), signal.SIGTERM if rung == "term" else signal.SIGKILL)
-        self._deadline = asyncio.get_running_loop().call_at(deadline, self._fall, live.id)
+        self._await(live, deadline)
 
-    def _ask_to_quit(self, live: LiveRun) -> bool:
-        try:
-            asked = saving.request_and_quit(live)
-        except OSError as error:
-            self.notice(f"run {live.id} can't be asked to save: {error}")
-            return False
-        if not asked:
-            log.info("run %s has no directory to save into yet", live.id)
-        return asked
+    def _await(self, live: LiveRun, deadline: float) -> None:
+        self._cancel_deadline()
+        self._deadline = asyncio.get_running_loop().call_at(deadline, self._fall, live.id)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

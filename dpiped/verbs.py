@@ -14,11 +14,12 @@ from pathlib import Path
 
 import dpiped
 from dpiped import history, lifecycle, logs, messages, resume, rundir, saving, view
-from dpiped.errors import DpipedError, InvalidInput, Refused, UnknownRun
+from dpiped.ending import REQUESTED
+from dpiped.errors import DpipedError, InvalidInput, Refused
 from dpiped.launch import Wanted
 from dpiped.live import LiveRun
 from dpiped.messages import AnyReply, AnyRequest
-from dpiped.supervisor import NOTHING_RUNNING, REQUESTED, Supervisor
+from dpiped.supervisor import NOTHING_RUNNING, Supervisor
 from dpiped.tensorboard import TensorBoard
 
 SAVE_TICK = 0.1
@@ -33,6 +34,7 @@ class Verbs:
         self._supervisor = supervisor
         self._tensorboard = tensorboard
         self._on_reload = on_reload
+        self._started_at = time.time()
 
     async def answer(self, request: AnyRequest) -> AnyReply:
         """The reply. Failures that a user can meet become `Error`; others are raised."""
@@ -72,7 +74,7 @@ class Verbs:
                 return await self._raw(request)
             case messages.Reload():
                 self._on_reload()
-                return messages.Reloading(os.getpid())
+                return messages.Reloading(os.getpid(), self._started_at)
 
     def _hello(self, request: messages.Hello) -> AnyReply:
         if request.protocol != messages.PROTOCOL:
@@ -81,7 +83,7 @@ class Verbs:
                 field="protocol",
                 hint="`dpipectl reload` after an upgrade, or use the client of the same version",
             )
-        return messages.Welcome(dpiped.__version__, messages.PROTOCOL, os.getpid())
+        return messages.Welcome(dpiped.__version__, messages.PROTOCOL, os.getpid(), self._started_at)
 
     def _status(self) -> messages.Status:
         return view.status(self._supervisor, self._tensorboard.view)
@@ -92,9 +94,7 @@ class Verbs:
 
     async def _resume(self, request: messages.Resume) -> AnyReply:
         self._supervisor.require_idle()
-        config = Path(request.config) if request.config else None
-        wanted = resume.plan(self._supervisor.runs, request.run, config, request.args, dict(request.env))
-        return await self._supervisor.start(wanted)
+        return await self._supervisor.start(resume.plan(self._supervisor.runs, request))
 
     async def _save(self, request: messages.Save) -> AnyReply:
         live = self._supervisor.live
@@ -127,7 +127,9 @@ class Verbs:
         path = self._supervisor.runs / run / rundir.LOG
         seen = request.seen if request.seen is not None else request.after
         if seen is not None:
-            await self._supervisor.wait_until(lambda: self._grown(run, seen), request.wait)
+            await self._supervisor.wait_until(
+                lambda: self._grown(run, seen) or self._has_lines(run, request.after), request.wait
+            )
         live = self._live(run)
         if live is None:
             return history.read_log(run, path, request)
@@ -166,6 +168,11 @@ class Verbs:
         live = self._live(run)
         return live is None or live.ring.end > seen
 
+    def _has_lines(self, run: str, after: int | None) -> bool:
+        """A follower that is behind must not wait for the log to grow."""
+        live = self._live(run)
+        return live is not None and after is not None and live.ring.next > after
+
     def _live(self, run: str) -> LiveRun | None:
         live = self._supervisor.live
         return live if live is not None and live.id == run else None
@@ -174,8 +181,4 @@ class Verbs:
         """The run meant: by name, or the active one, or the last one. Raises UnknownRun."""
         if name is None and self._supervisor.live is not None:
             return self._supervisor.live.id
-        if name is None and not rundir.names(self._supervisor.runs):
-            raise UnknownRun(
-                "there is no run yet", field="run", hint="start one with `dpipectl start --config FILE`"
-            )
         return history.resolve(self._supervisor.runs, name or history.LAST)

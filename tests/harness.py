@@ -1,5 +1,6 @@
 """A real daemon in a workspace of its own, driven through the real client, as a user has it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -42,6 +43,10 @@ def processes_of_run(run: str) -> list[int]:
     return found
 
 
+SETTINGS = ("DIFFPIPE_", "NCCL_", "NUM_GPUS", "TENSORBOARD_", "TRAINPILOT_", "KOHYA_", "AI_TOOLKIT_")
+"""What the variables begin with that would change a daemon's settings and are not set here."""
+
+
 class Workspace:
     """Directories, environment and daemons of one test. The path is short: AF_UNIX has 107 bytes."""
 
@@ -54,7 +59,7 @@ class Workspace:
         launcher.write_text(f"#!{sys.executable}\n{(TRAINERS / 'launcher.py').read_text()}")
         launcher.chmod(0o755)
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("DIFFPIPE_", "NCCL_"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)},
             "WORKSPACE_ROOT": str(self.root),
             "DIFFPIPE_SOCKET": str(self.root / "run/d.sock"),
             "DIFFPIPE_PORT": str(free_port()),
@@ -69,6 +74,8 @@ class Workspace:
         self.daemon: subprocess.Popen[bytes] | None = None
         self.started: list[subprocess.Popen[bytes]] = []
         self.runs_dir = self.root / "diffpipe/runs"
+        self.go = self.root / "go"
+        """A trainer with `until` or `go` set to this path goes on once it is touched."""
 
     # --- files
 
@@ -89,10 +96,14 @@ class Workspace:
 
     # --- the daemon
 
-    def start_daemon(self, **variables: str) -> subprocess.Popen[bytes]:
+    def start_daemon(self, *command: str, **variables: str) -> subprocess.Popen[bytes]:
         with (self.root / "daemon.log").open("ab") as output:
             self.daemon = subprocess.Popen(
-                [str(BIN / "dpiped")], env=self.env | variables, stdout=output, stderr=output, cwd=self.root
+                command or [str(BIN / "dpiped")],
+                env=self.env | variables,
+                stdout=output,
+                stderr=output,
+                cwd=self.root,
             )
         self.started.append(self.daemon)
         daemon = self.daemon
@@ -152,9 +163,15 @@ class Workspace:
 
         return wait_until(reached, f"step {step}", deadline)
 
+    def until_gone(self, run: str) -> None:
+        """Without a daemon: the exit record is written and the runner gone as well."""
+        record = self.runs_dir / run / "exit.json"
+        wait_until(lambda: record.exists() and not processes_of_run(run), "the end of the run")
+
     def until_ended(self, run: str, deadline: float = 30) -> Any:
         """The run's document once it has ended."""
-        code, out, err = self.ctl("--json", "wait", run, "--timeout", str(deadline))
+        words = ("--json", "wait", run, "--timeout", str(deadline))
+        code, out, err = self.ctl(*words, timeout=deadline + 30)
         assert code in (0, 1), err
         document = json.loads(out)
         assert "error" not in document, document
@@ -171,12 +188,19 @@ class Workspace:
 
     def close(self) -> None:
         """Ends every process of this workspace and removes it."""
+        self.end_all()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def end_all(self) -> None:
+        """Ends every process of this workspace."""
         for daemon in self.started:
             if daemon.poll() is None:
                 daemon.kill()
                 daemon.wait()
         runs = [path.name for path in self.runs_dir.iterdir()] if self.runs_dir.exists() else []
         for run in runs:
-            for pid in processes_of_run(run):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.root, ignore_errors=True)
+            # Again, for what was forked or had ended meanwhile.
+            while pids := processes_of_run(run):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """The training TOML: read and refused field by field, frozen into the run directory."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_a_plain_config_is_read(place: Place) -> None:
     config = place.load()
     assert (config.model_type, config.epochs, config.max_steps, config.resume) == ("flux", 3, 40, False)
     assert config.output_dir == place.root / "out"
-    assert config.datasets == {str(place.dataset): place.dataset}
+    assert config.datasets == {str(place.dataset): place.data_text.encode()}
 
 
 def test_the_digest_follows_the_config_and_its_data_sets(place: Place) -> None:
@@ -308,7 +309,7 @@ def test_relative_paths_are_taken_from_the_base(place: Place) -> None:
     place.model = "type = 'flux'\ndiffusers_path = 'weights'\n"
     config = place.load()
     assert config.output_dir == place.base / "out"
-    assert config.datasets == {"../../dataset.toml": place.dataset}
+    assert config.datasets == {"../../dataset.toml": place.data_text.encode()}
 
 
 @pytest.mark.parametrize("key", ["output_dir", "dataset"])
@@ -333,3 +334,47 @@ def test_resume_of_another_type_names_its_field(place: Place) -> None:
     with pytest.raises(InvalidInput) as refused:
         config.resume  # noqa: B018 - reading it raises
     assert refused.value.field == "resume_from_checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ("[adapter]\ninit_from_existing = '/etc'\n", "adapter.init_from_existing"),
+        (
+            "[adapter]\nfuse_adapters = [{path = '/etc/shadow', weight = 1.0}]\n",
+            "adapter.fuse_adapters[0].path",
+        ),
+    ],
+)
+def test_an_adapter_outside_the_roots_is_refused(place: Place, table: str, field: str) -> None:
+    place.model += table
+    refused = place.refusal()
+    assert refused.field == field and "outside the allowed roots" in refused.message
+
+
+def test_a_mask_outside_the_roots_is_refused(place: Place) -> None:
+    place.data_text += "default_mask_file = '/etc/passwd'\n"
+    assert place.refusal().field == "dataset.directory[0].default_mask_file"
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("which", ["config", "dataset"])
+def test_what_is_no_toml_file_is_refused_without_reading_it(place: Place, which: str) -> None:
+    place.write()
+    path = place.source if which == "config" else place.dataset
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InvalidInput, match="larger than 1 MiB") as refused:
+        configs.load(place.source, (place.root,), place.base)
+    assert refused.value.field == which
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InvalidInput, match="is not a file") as refused:
+        configs.load(place.source, (place.root,), place.base)
+    assert refused.value.field == which
+
+
+def test_a_value_that_equals_nothing_is_no_reason_to_refuse(place: Place) -> None:
+    place.fields["some_number"] = "nan"
+    assert "some_number = nan" in place.snapshot()[0]

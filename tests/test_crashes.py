@@ -5,12 +5,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.harness import BIN, Workspace, processes_of_run
-from tests.helpers import wait_until
+from tests.helpers import TRAINERS, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -25,7 +26,7 @@ def assert_every_line_once(workspace: Workspace, run: str, steps: int) -> None:
 
 
 def test_daemon_killed_while_running_costs_nothing(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config(steps=100))
+    run = dpiped.start(dpiped.config(until=str(dpiped.go)))
     before = dpiped.until_step(5)
     dpiped.kill_daemon()
     reached = len(dpiped.log_text(run))
@@ -33,28 +34,32 @@ def test_daemon_killed_while_running_costs_nothing(dpiped: Workspace) -> None:
     dpiped.start_daemon()
     after = dpiped.status()
     assert (after["state"], after["run"]["id"], after["run"]["pid"]) == ("running", run, before["pid"])
+    dpiped.go.touch()
     ended = dpiped.until_ended(run)
-    assert (ended["outcome"], ended["exit_code"], ended["step"]) == ("completed", 0, 100)
-    assert_every_line_once(dpiped, run, 100)
+    assert (ended["outcome"], ended["exit_code"]) == ("completed", 0)
+    assert_every_line_once(dpiped, run, ended["step"])
 
 
 def test_a_follower_loses_and_repeats_nothing_when_the_daemon_is_killed(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config(steps=100))
+    run = dpiped.start(dpiped.config(until=str(dpiped.go)))
     words = [str(BIN / "dpipectl"), "logs", "-f", "--all"]
     follower = subprocess.Popen(words, env=dpiped.env, stdout=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+    first = follower.stdout.readline()
     dpiped.until_step(10)
     dpiped.kill_daemon()
     dpiped.start_daemon()
-    out, _ = follower.communicate(timeout=30)
-    assert follower.returncode == 0
-    assert out == dpiped.log_text(run)
-    assert_every_line_once(dpiped, run, 100)
+    dpiped.go.touch()
+    rest = follower.stdout.read()
+    assert follower.wait(30) == 0
+    assert first + rest == dpiped.log_text(run)
+    assert_every_line_once(dpiped, run, dpiped.until_ended(run)["step"])
 
 
 def test_a_run_that_ended_while_no_daemon_ran_is_concluded(dpiped: Workspace) -> None:
     run = dpiped.start(dpiped.config("raises"))
     dpiped.kill_daemon()
-    wait_until((dpiped.runs_dir / run / "exit.json").exists, "the exit record")
+    dpiped.until_gone(run)
     dpiped.start_daemon()
     last = dpiped.status()["last_run"]
     assert (last["id"], last["outcome"], last["exit_code"]) == (run, "failed", 1)
@@ -63,8 +68,16 @@ def test_a_run_that_ended_while_no_daemon_ran_is_concluded(dpiped: Workspace) ->
 
 @pytest.mark.parametrize("moment", ["spec.json", "output.log", "started.json"])
 def test_daemon_killed_while_starting(dpiped: Workspace, moment: str) -> None:
+    words = [str(BIN / "dpipectl"), "start", "--config", str(dpiped.config(steps=50))]
+    asking = subprocess.Popen(words, env=dpiped.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     # A run directory that is still being made has a name that begins with a dot; that is the test below.
-    run = killed_once_there_is(dpiped, f"[!.]*/{moment}")
+    found = wait_until(lambda: list(dpiped.runs_dir.glob(f"[!.]*/{moment}")), moment, every=0.0005)
+    dpiped.kill_daemon()
+    run = found[0].parent.name
+    dpiped.start_daemon()
+    asking.communicate(timeout=30)
+    # Its daemon went away, or had answered just before.
+    assert asking.returncode in (0, 3)
     ended = dpiped.until_ended(run)
     if ended["outcome"] == "failed":
         # Killed between the record and the spawn: nothing was started, and that is what it says.
@@ -77,31 +90,16 @@ def test_daemon_killed_while_starting(dpiped: Workspace, moment: str) -> None:
     assert processes_of_run(run) == []
 
 
-def test_daemon_killed_while_it_makes_the_run_directory(dpiped: Workspace) -> None:
-    run = killed_once_there_is(dpiped, ".*/training_config.toml").removeprefix(".")
-    found = dpiped.json("runs")
-    assert [each["id"] for each in found] == [path.name for path in dpiped.runs_dir.iterdir()]
-    if found:
-        # It was whole by the time the signal came.
-        assert found[0]["id"] == run
-        dpiped.until_ended(run)
-    else:
-        assert dpiped.status()["state"] == "idle"
-        dpiped.until_ended(dpiped.start(dpiped.config(steps=1)))
-    assert processes_of_run(run) == []
-
-
-def killed_once_there_is(workspace: Workspace, pattern: str) -> str:
-    """Starts a run, kills the daemon once a path fits `pattern`, starts another. The folder's name."""
-    words = [str(BIN / "dpipectl"), "start", "--config", str(workspace.config(steps=50))]
-    asking = subprocess.Popen(words, env=workspace.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    found = wait_until(lambda: list(workspace.runs_dir.glob(pattern)), pattern, every=0.0005)
-    workspace.kill_daemon()
+@pytest.mark.parametrize("file", ["training_config.toml", "spec.json", "dataset_config.toml"])
+def test_daemon_killed_while_it_makes_the_run_directory(workspace: Workspace, file: str) -> None:
+    workspace.start_daemon(sys.executable, str(TRAINERS / "killed_daemon.py"), file)
+    config = workspace.config(steps=1)
+    assert workspace.json("start", "--config", str(config), code=3)["error"]["code"] == "unreachable"
+    assert [path.name[:1] for path in workspace.runs_dir.iterdir()] == ["."]
     workspace.start_daemon()
-    asking.communicate(timeout=30)
-    # Its daemon went away, or had answered just before.
-    assert asking.returncode in (0, 3)
-    return found[0].parent.name
+    assert list(workspace.runs_dir.iterdir()) == []
+    assert workspace.status()["state"] == "idle" and workspace.status()["last_run"] is None
+    assert workspace.until_ended(workspace.start(config))["outcome"] == "completed"
 
 
 def test_daemon_killed_while_stopping_stops_all_the_same(workspace: Workspace) -> None:
@@ -130,14 +128,15 @@ def test_daemon_killed_while_saving_keeps_the_checkpoint(dpiped: Workspace) -> N
 
 
 def test_runner_killed_is_replaced_and_the_training_goes_on(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config(steps=100))
+    run = dpiped.start(dpiped.config(until=str(dpiped.go)))
     dpiped.until_step(3)
     runner = json.loads((dpiped.runs_dir / run / "started.json").read_text())["runner"]["pid"]
     os.kill(runner, signal.SIGKILL)
     wait_until(lambda: "another one takes over" in dpiped.daemon_log(), "the new runner")
+    dpiped.go.touch()
     ended = dpiped.until_ended(run)
-    assert (ended["outcome"], ended["exit_code"], ended["step"]) == ("completed", None, 100)
-    assert_every_line_once(dpiped, run, 100)
+    assert (ended["outcome"], ended["exit_code"]) == ("completed", None)
+    assert_every_line_once(dpiped, run, ended["step"])
 
 
 def test_runner_killed_and_then_stopped_leaves_nothing(dpiped: Workspace) -> None:
@@ -181,25 +180,30 @@ def test_a_second_sigterm_takes_the_last_rung(workspace: Workspace) -> None:
 
 def test_on_exit_detach_leaves_the_run_to_the_next_daemon(workspace: Workspace) -> None:
     workspace.start_daemon(DIFFPIPE_ON_EXIT="detach")
-    run = workspace.start(workspace.config(steps=60))
+    run = workspace.start(workspace.config(until=str(workspace.go)))
     workspace.until_step(2)
     assert workspace.end_daemon() == 0
     assert processes_of_run(run)
     workspace.start_daemon()
-    assert workspace.until_ended(run)["outcome"] == "completed"
-    assert_every_line_once(workspace, run, 60)
+    workspace.go.touch()
+    ended = workspace.until_ended(run)
+    assert ended["outcome"] == "completed"
+    assert_every_line_once(workspace, run, ended["step"])
 
 
 def test_reload_keeps_pid_and_run(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config(steps=100))
+    run = dpiped.start(dpiped.config(until=str(dpiped.go)))
     before = dpiped.until_step(3)
     assert dpiped.daemon is not None
     answer = dpiped.json("reload")
     assert answer["pid"] == dpiped.daemon.pid == dpiped.json("reload")["pid"]
     assert dpiped.daemon.poll() is None
+    assert dpiped.daemon_log().count("listening on") == 3, "it was executed anew each time"
     assert dpiped.status()["run"]["pid"] == before["pid"]
-    assert dpiped.until_ended(run)["outcome"] == "completed"
-    assert_every_line_once(dpiped, run, 100)
+    dpiped.go.touch()
+    ended = dpiped.until_ended(run)
+    assert ended["outcome"] == "completed"
+    assert_every_line_once(dpiped, run, ended["step"])
     status = Path(f"/proc/{dpiped.daemon.pid}/task/{dpiped.daemon.pid}/children").read_text()
     assert status == "", "the ended runner was reaped"
 

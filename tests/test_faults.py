@@ -82,7 +82,7 @@ def test_a_latest_of_nothing_but_nulls_is_no_checkpoint(dpiped: Workspace) -> No
 def test_a_run_that_nobody_saw_end_has_its_directory_all_the_same(dpiped: Workspace) -> None:
     run = dpiped.start(dpiped.config(steps=3, caching_seconds=1.0))
     dpiped.kill_daemon()
-    wait_until((dpiped.runs_dir / run / "exit.json").exists, "the exit record")
+    dpiped.until_gone(run)
     dpiped.start_daemon()
     found = dpiped.json("show", run)
     assert found["state"] == "completed"
@@ -213,6 +213,19 @@ def test_a_run_that_was_given_up_is_not_launched_by_a_runner_that_comes_late(tmp
     done = run_the_runner(tmp_path)
     assert (done.returncode, "was given up" in done.stderr) == (1, True)
     assert not made.exists() and rundir.read(tmp_path, Exit) is None
+
+
+def test_a_runner_waits_for_who_looks_at_its_run(tmp_path: Path) -> None:
+    _, made = touching(tmp_path)
+    held = rundir.claim(tmp_path)
+    assert held is not None
+    runner = subprocess.Popen([str(BIN / "dpiped"), "runner", str(tmp_path)])
+    until = time.monotonic() + 1.0
+    wait_until(lambda: time.monotonic() >= until, "a second", every=0.05)
+    assert runner.poll() is None and not made.exists()
+    os.close(held)
+    assert runner.wait(20) == 0
+    assert made.exists()
 
 
 def test_a_run_that_somebody_holds_is_neither_concluded_nor_launched_twice(dpiped: Workspace) -> None:

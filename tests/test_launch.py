@@ -194,12 +194,8 @@ def test_a_folder_that_cannot_be_resumed_is_refused(machine: Machine, name: str)
 
 def test_an_empty_folder_name_is_not_a_fresh_start(machine: Machine) -> None:
     make_checkpoint(machine.out / "whole")
-    try:
-        name = machine.resumed_from("--resume_from_checkpoint=")
-    except InvalidInput as refused:
-        assert refused.field == "resume_from_checkpoint"
-    else:
-        assert name == "whole"
+    refused = refusal(lambda: machine.plan("--resume_from_checkpoint="))
+    assert refused.field == "args" and "--resume_from_checkpoint= takes a value" in refused.message
 
 
 def test_resuming_the_newest_of_none_is_refused(machine: Machine) -> None:
@@ -290,8 +286,9 @@ def test_the_stages_must_divide_the_gpus(machine: Machine) -> None:
         (("--regenerate_cache",), True),
         (("--cache_only",), False),
         (("--test_sample",), False),
-        (("--dump_dataset", "/d"), False),
-        (("--dump_dataset=/d",), False),
+        (("--dump_dataset", "d"), False),
+        (("--dump_dataset=d",), False),
+        (("--cache",), False),
     ],
 )
 def test_flags_with_which_no_completion_is_printed(
@@ -307,10 +304,10 @@ def test_secrets_are_hidden_in_the_record_but_given_to_the_training(machine: Mac
         "my_secret": "k3",
         "DB_PASSWORD": "k4",
         "AWS_CREDENTIALS": "k5",
-        "NCCL_DEBUG": "INFO",
     }
-    plan = machine.plan(wanted=Wanted(machine.config, env=env))
-    assert plan.spec.env == dict.fromkeys(env, "(hidden)") | {"NCCL_DEBUG": "INFO"}
+    shown = {"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "NO_TOKEN": ""}
+    plan = machine.plan(wanted=Wanted(machine.config, env=env | shown))
+    assert plan.spec.env == dict.fromkeys(env, "(hidden)") | shown
     assert {name: plan.environment[name] for name in env} == env
     written = msgspec.json.encode(plan.spec) + b"".join(plan.files.values())
     assert not [secret for secret in ("k1", "k2", "k3", "k4", "k5") if f'"{secret}"'.encode() in written]
@@ -332,3 +329,36 @@ def test_the_environment_is_marked_and_finds_the_launchers_python(
 def test_a_spec_survives_being_written(machine: Machine) -> None:
     spec = machine.plan("--x").spec
     assert msgspec.json.decode(msgspec.json.encode(spec), type=Spec) == spec
+
+
+@pytest.mark.parametrize(
+    ("visible", "num_gpus", "word"),
+    [
+        ("", 2, "--num_gpus=2"),
+        ("-1", 1, "--num_gpus=1"),
+        ("3", 1, "--include=localhost:3"),
+        ("2, 3", 2, "--include=localhost:2,3"),
+        ("2,3,5", 2, "--include=localhost:2,3"),
+        ("2,2,3", 2, "--include=localhost:2,3"),
+    ],
+)
+def test_the_gpus_that_the_user_shows_are_those_that_are_used(
+    machine: Machine, visible: str, num_gpus: int, word: str
+) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": visible, "DS_ACCELERATOR": "cuda"}
+    assert machine.plan(wanted=Wanted(machine.config, num_gpus=num_gpus, env=env)).spec.argv[1] == word
+    wanted = Wanted(machine.config, num_gpus=num_gpus, env=env | {"DS_ACCELERATOR": "cpu"})
+    assert machine.plan(wanted=wanted).spec.argv[1] == f"--num_gpus={num_gpus}"
+
+
+@pytest.mark.parametrize(("visible", "num_gpus"), [("0", 2), ("0,0", 2), ("GPU-8932f937", 1), ("0,GPU-1", 2)])
+def test_gpus_that_can_not_be_given_are_refused(machine: Machine, visible: str, num_gpus: int) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": visible, "DS_ACCELERATOR": "cuda"}
+    wanted = Wanted(machine.config, num_gpus=num_gpus, env=env)
+    assert refusal(lambda: machine.plan(wanted=wanted)).field == "CUDA_VISIBLE_DEVICES"
+
+
+@pytest.mark.parametrize("path", ["/etc", "../../../etc", "link"])
+def test_a_path_among_the_arguments_is_confined(machine: Machine, path: str) -> None:
+    (machine.app / "link").symlink_to("/etc")
+    assert refusal(lambda: machine.plan("--dump_dataset", path)).field == "args"

@@ -12,6 +12,7 @@ from dpiped.lifecycle import (
     RUNGS,
     Action,
     Adopt,
+    Await,
     Climb,
     Conclude,
     Ended,
@@ -50,6 +51,10 @@ def entered(rung: Rung, deadline: float, ladder: Ladder = LADDER) -> tuple[State
     return Stopping("a", rung, deadline, ladder), (Record("a", rung, deadline), Climb("a", rung, deadline))
 
 
+def sooner(rung: Rung, deadline: float, ladder: Ladder = LADDER) -> tuple[State, tuple[Action, ...]]:
+    return Stopping("a", rung, deadline, ladder), (Record("a", rung, deadline), Await("a", deadline))
+
+
 START, START_OTHER = Start("a"), Start("b")
 LAUNCHED, LAUNCHED_OTHER = Launched("a"), Launched("b")
 ENDED, ENDED_OTHER = Ended("a"), Ended("b")
@@ -74,6 +79,7 @@ EVENTS: dict[str, Event] = {
     "stop by save": STOPS["save"],
     "stop by term": STOPS["term"],
     "stop by kill": STOPS["kill"],
+    "stop by term within 3 s": Stop("term", NOW, OTHER_LADDER),
     "fall": FALL,
     "ended": ENDED,
     "ended of another": ENDED_OTHER,
@@ -92,27 +98,32 @@ ALLOWED: dict[tuple[str, str], tuple[State, tuple[Action, ...]]] = {
     ("starting", "stop by save"): entered("save", NOW + 600),
     ("starting", "stop by term"): entered("term", NOW + 20),
     ("starting", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("starting", "stop by term within 3 s"): entered("term", NOW + 3, OTHER_LADDER),
     ("starting", "ended"): CONCLUDED,
     ("running", "stop by save"): entered("save", NOW + 600),
     ("running", "stop by term"): entered("term", NOW + 20),
     ("running", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("running", "stop by term within 3 s"): entered("term", NOW + 3, OTHER_LADDER),
     ("running", "ended"): CONCLUDED,
     ("on save", "launched"): (stopping("save"), (Climb("a", "save", 1100.0),)),
     ("on save", "stop by save"): (stopping("save"), ()),
     ("on save", "stop by term"): entered("term", NOW + 20),
     ("on save", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("on save", "stop by term within 3 s"): entered("term", NOW + 3, OTHER_LADDER),
     ("on save", "fall"): entered("term", NOW + 20),
     ("on save", "ended"): CONCLUDED,
     ("on term", "launched"): (stopping("term"), (Climb("a", "term", 1100.0),)),
     ("on term", "stop by save"): (stopping("term"), ()),
-    ("on term", "stop by term"): (stopping("term"), ()),
+    ("on term", "stop by term"): sooner("term", NOW + 20),
     ("on term", "stop by kill"): entered("kill", NOW + KILL_AGAIN_AFTER),
+    ("on term", "stop by term within 3 s"): sooner("term", NOW + 3, OTHER_LADDER),
     ("on term", "fall"): entered("kill", NOW + KILL_AGAIN_AFTER),
     ("on term", "ended"): CONCLUDED,
     ("on kill", "launched"): (stopping("kill"), (Climb("a", "kill", 1100.0),)),
     ("on kill", "stop by save"): (stopping("kill"), ()),
     ("on kill", "stop by term"): (stopping("kill"), ()),
-    ("on kill", "stop by kill"): (stopping("kill"), ()),
+    ("on kill", "stop by kill"): sooner("kill", NOW + KILL_AGAIN_AFTER),
+    ("on kill", "stop by term within 3 s"): (stopping("kill"), ()),
     ("on kill", "fall"): (
         stopping("kill", NOW + KILL_AGAIN_AFTER),
         (Climb("a", "kill", NOW + KILL_AGAIN_AFTER),),
@@ -240,6 +251,9 @@ class AnyOrder(RuleBasedStateMachine):
                     assert RUNGS.index(rung) >= self.rung
                     if isinstance(event, Stop | Fall):
                         assert deadline > self.now
+                case Await(run, deadline):
+                    assert isinstance(before, Stopping) and deadline < before.deadline
+                    assert self.machine.state == Stopping(run, before.rung, deadline, LADDER)
                 case Record(run, rung, deadline):
                     assert self.machine.state == Stopping(run, rung, deadline, LADDER)
         return True
@@ -326,5 +340,7 @@ def test_the_rung_never_weakens_while_a_run_stops(names: list[str]) -> None:
         if isinstance(before, Stopping) and isinstance(after, Stopping):
             assert after.run == before.run
             assert RUNGS.index(after.rung) >= RUNGS.index(before.rung)
+            if after.rung == before.rung and isinstance(EVENTS[name], Stop):
+                assert after.deadline <= before.deadline, "a second stop grants no more time"
         elif isinstance(before, Stopping):
             assert after == Idle(), "out of stopping leads only the run's end"

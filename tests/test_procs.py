@@ -139,7 +139,7 @@ def test_handles_are_not_leaked() -> None:
         for _ in range(20):
             procs.send(child, signal.SIGCONT)
             procs.send(msgspec.structs.replace(child, start=1), signal.SIGCONT)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 @pytest.mark.parametrize("kind", ["plain", "setsid", "double"])
@@ -206,7 +206,7 @@ def test_orphans_come_to_a_subreaper_and_die_with_parent_kills() -> None:
         "procs.become_subreaper()\n"
         "out = subprocess.check_output(['sh', '-c', 'sleep 60 > /dev/null & echo $!'])\n"
         "orphan = procs.look(int(out))\n"
-        "print(orphan.parent == os.getpid())\n"
+        "print(orphan.parent == os.getpid(), flush=True)\n"
         "os.kill(orphan.pid, 9); os.waitpid(orphan.pid, 0)\n"
         "middle = os.fork()\n"
         "if middle == 0:\n"

@@ -239,3 +239,9 @@ def test_text_that_is_not_utf8_does_not_disturb() -> None:
     said = after(b"caching latents: /d/\xff\xfe\n", b"\xc3" + step_line(3))
     assert said.step == 3
     assert "�" in (after(b"caching latents: /d/\xff\xfe\n").detail or "")
+
+
+def test_a_phase_that_is_a_bar_itself_shows_the_bar_once() -> None:
+    done = b"Loading pipeline components...:  43%|####      | 3/7 [00:01<00:02]\r"
+    said = after(done + b"Loading pipeline components...:  57%|#####     | 4/7 [00:02<00:01]")
+    assert said.detail == "Loading pipeline components... 57% (4/7)"

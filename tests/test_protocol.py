@@ -123,9 +123,9 @@ def test_ten_thousand_hostile_messages_cost_neither_an_answer_nor_memory(dpiped:
                     dealer.send_multipart(frames)
                 wait_until(lambda: dpiped.answers(), "an answer in the flood", every=0.01)
 
+    files = daemon.num_fds()
     flood()
     after_first = daemon.memory_info().rss
-    files = daemon.num_fds()
     flood()
     assert daemon.memory_info().rss - after_first < 8 << 20
     wait_until(lambda: daemon.num_fds() <= files, "the connections are closed")

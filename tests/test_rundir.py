@@ -101,6 +101,35 @@ def test_a_rename_that_fails_leaves_no_litter(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["stop.json"]
 
 
+def test_a_run_of_the_same_name_is_never_touched(tmp_path: Path) -> None:
+    rundir.create(tmp_path / "run", {"a": b"1"}, SPEC)
+    with pytest.raises(OSError, match="run"):
+        rundir.create(tmp_path / "run", {"a": b"2"}, SPEC)
+    assert (tmp_path / "run/a").read_bytes() == b"1"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_room_is_reserved_used_once_and_given_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    rundir.create(run_dir, {}, SPEC)
+
+    def reserved() -> set[str]:
+        return {path.name for path in run_dir.glob(".*")}
+
+    before = reserved()
+    assert {name.split(".")[1] for name in before} == {"started", "train_dir", "stop", "exit", "outcome"}
+    for writing in range(1, 5):
+        asked = StopAsked("term", "x", 1.0, float(writing), "b")
+        rundir.write(run_dir, asked)
+        assert rundir.read(run_dir, StopAsked) == asked
+        left = len([name for name in reserved() if name.startswith(".stop.")])
+        assert left == max(3 - writing, 0)
+    assert {name for name in before if ".stop." not in name} == reserved()
+    rundir.conclude(run_dir, Concluded("completed", None, 1.0))
+    assert reserved() == set()
+    assert rundir.read(run_dir, Concluded) == Concluded("completed", None, 1.0)
+
+
 def test_writing_where_there_is_no_directory_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         rundir.write(tmp_path / "missing", SPEC)

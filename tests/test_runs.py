@@ -134,7 +134,8 @@ def test_cache_only_completes_without_a_completion_line(dpiped: Workspace) -> No
 
 
 def test_stop_save_leaves_a_checkpoint_and_resume_goes_on_from_it(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config(steps=60))
+    config = dpiped.config(until=str(dpiped.go))
+    run = dpiped.start(config)
     dpiped.until_step(5)
     assert dpiped.ctl("stop", "--save")[0] == 0
     ended = dpiped.until_ended(run)
@@ -144,15 +145,33 @@ def test_stop_save_leaves_a_checkpoint_and_resume_goes_on_from_it(dpiped: Worksp
     (Path(ended["train_dir"]) / "save_quit").touch()
     again = dpiped.json("resume")
     assert again["resumed_from"] == run
+    dpiped.until_step(ended["step"] + 3)
+    dpiped.go.touch()
     resumed = dpiped.until_ended(again["run"])
-    assert (resumed["outcome"], resumed["step"], resumed["train_dir"]) == (
-        "completed",
-        60,
-        ended["train_dir"],
-    )
+    assert (resumed["outcome"], resumed["train_dir"]) == ("completed", ended["train_dir"])
     assert f"steps: {ended['step'] + 1} " in dpiped.log_text(again["run"])
     assert "steps: 1 " not in dpiped.log_text(again["run"])
     assert dpiped.json("show", again["run"])["config"] == str(dpiped.root / "configs/train.toml")
+
+
+def test_a_resumed_run_goes_on_as_it_began(dpiped: Workspace) -> None:
+    config = dpiped.config(steps=1_000_000)
+    config.write_text("pipeline_stages = 2\n" + config.read_text())
+    words = ("--num-gpus", "2", "--env", "MINE=1", "--env", "MY_TOKEN=hush")
+    first = dpiped.start(config, *words, "--", "--trust_cache", "--regenerate_cache")
+    dpiped.until_step(2)
+    assert dpiped.ctl("stop", "--save")[0] == 0
+    error = dpiped.json("resume", code=5)["error"]
+    assert error["field"] == "env" and "MY_TOKEN" in error["message"] and "--env MY_TOKEN=" in error["hint"]
+    again = dpiped.json("resume", "--env", "MY_TOKEN=hush", "--", "--reset_dataloader")
+    assert again["resumed_from"] == first
+    shown = dpiped.json("show", again["run"])
+    assert shown["argv"][1] == "--num_gpus=2"
+    assert shown["argv"][-2:] == ["--trust_cache", "--reset_dataloader"]
+    assert shown["env"] == {"MINE": "1", "MY_TOKEN": "(hidden)"}
+    assert dpiped.ctl("stop")[0] == 0
+    third = dpiped.json("resume", first, "--num-gpus", "4", "--env", "MY_TOKEN=")["run"]
+    assert dpiped.json("show", third)["argv"][1] == "--num_gpus=4"
 
 
 def test_save_returns_the_checkpoint_and_the_training_goes_on(dpiped: Workspace) -> None:
@@ -200,11 +219,10 @@ def test_the_train_directory_is_recognised_among_others(dpiped: Workspace) -> No
 
 
 def test_a_bar_is_visible_before_its_newline(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config("bar", steps=2))
-    current = wait_until(lambda: dpiped.json("logs", run)["current"], "the unfinished line")
-    assert current.strip().startswith("100%|█████| 5/5")
-    go = Path(wait_until(lambda: dpiped.status()["run"]["train_dir"], "the directory")) / "go"
-    go.touch()
+    run = dpiped.start(dpiped.config("bar", steps=2, go=str(dpiped.go)))
+    whole = "100%|█████| 5/5"
+    wait_until(lambda: dpiped.json("logs", run)["current"].strip().startswith(whole), "the unfinished line")
+    dpiped.go.touch()
     assert dpiped.until_ended(run)["outcome"] == "completed"
     lines = dpiped.json("logs", run, "-n", "1000")["lines"]
     assert sum("100%" in line for line in lines) == 1
@@ -234,9 +252,13 @@ def test_every_line_of_a_chatty_run_once_through_the_cursor(dpiped: Workspace) -
 
 
 def test_start_waits_for_nothing_but_the_launch_and_follow_ends_with_the_outcome(dpiped: Workspace) -> None:
-    code, out, _ = dpiped.ctl("start", "--config", str(dpiped.config(steps=10)), "--follow")
-    assert code == 0
-    assert "training" in out and "completed at step 10" in out
+    words = [str(BIN / "dpipectl"), "start", "--config", str(dpiped.config(until=str(dpiped.go))), "--follow"]
+    following = subprocess.Popen(words, env=dpiped.env, stdout=subprocess.PIPE, text=True)
+    assert following.stdout is not None
+    assert any("  training  " in line for line in following.stdout)
+    dpiped.go.touch()
+    assert "completed at step" in following.stdout.read()
+    assert following.wait(30) == 0
     code, out, _ = dpiped.ctl("start", "--config", str(dpiped.config("raises")), "--follow")
     assert code == 1
     assert "illegal memory access" in out

@@ -173,6 +173,20 @@ def test_our_own_number_of_gpus_wins() -> None:
     assert loaded(NUM_GPUS="8", DIFFPIPE_NUM_GPUS="2").num_gpus == 2
 
 
+def test_a_number_of_gpus_that_does_not_count_is_not_looked_at() -> None:
+    assert loaded(NUM_GPUS="nonsense", DIFFPIPE_NUM_GPUS="3").num_gpus == 3
+
+
+def test_a_home_that_is_the_root_allows_nothing() -> None:
+    assert loaded(HOME="/").allowed_roots == (Path("/workspace"), Path("/opt"))
+
+
+def test_a_user_without_a_home_has_no_root_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert loaded(HOME="").allowed_roots == (Path("/workspace"), Path("/opt"))
+
+
 def test_a_home_in_a_path_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     monkeypatch.setenv("SUB", "deep")

@@ -50,6 +50,7 @@ class Supervisord:
             own.write(file)
         self.process = subprocess.Popen(
             [str(BIN / "supervisord"), "-c", str(self.conf)],
+            env=workspace.env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -96,11 +97,12 @@ def test_start_status_restart_and_stop(supervised: Supervisord) -> None:
 def test_a_crashed_daemon_is_restarted_and_adopts_the_run(supervised: Supervisord) -> None:
     workspace = supervised.workspace
     wait_until(workspace.answers, "the daemon answers")
-    run = workspace.start(workspace.config(steps=200))
+    run = workspace.start(workspace.config(until=str(workspace.go)))
     workspace.until_step(2)
     subprocess.run(["kill", "-9", str(workspace.status()["pid"])], check=True)
     wait_until(workspace.answers, "supervisord has restarted it")
     assert workspace.status()["run"]["id"] == run
+    workspace.go.touch()
     assert workspace.until_ended(run)["outcome"] == "completed"
 
 

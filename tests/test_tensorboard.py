@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness import Workspace
+from dpiped import procs
+from dpiped.tensorboard import listeners
+from tests.harness import Workspace, processes_of_run
 from tests.helpers import require, wait_until
 
 pytestmark = pytest.mark.timeout(90)
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy of the machine has nothing to do with its loopback."""
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def until_ready(workspace: Workspace) -> Any:
 
 
 def listed_runs(url: str) -> list[str]:
-    with urllib.request.urlopen(url + "data/runs", timeout=10) as answer:
+    with DIRECT.open(url + "data/runs", timeout=10) as answer:
         found: list[str] = json.load(answer)
     return found
 
@@ -73,7 +78,7 @@ def test_tensorboard_only_mode_is_ready_and_trains_nothing(board: Workspace) -> 
     board.start_daemon()
     ready = until_ready(board)
     assert ready["url"] == f"http://localhost:{board.env['DIFFPIPE_PORT']}/"
-    with urllib.request.urlopen(ready["url"], timeout=10) as answer:
+    with DIRECT.open(ready["url"], timeout=10) as answer:
         assert answer.status == 200
     assert board.json("runs") == []
     port = int(board.env["DIFFPIPE_PORT"])
@@ -110,16 +115,26 @@ def test_tensorboard_dies_with_a_killed_daemon_and_comes_back_with_the_next(boar
     until_ready(board)
     child = child_pid(board)
     board.kill_daemon()
-    wait_until(lambda: not Path(f"/proc/{child}/cmdline").exists() or zombie(child), "it is gone", deadline=5)
+    wait_until(lambda: (look := procs.look(child)) is None or look.zombie, "it is gone", deadline=5)
     board.start_daemon()
     until_ready(board)
     assert board.end_daemon() == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", int(board.env["DIFFPIPE_PORT"])))
+    assert listeners(int(board.env["DIFFPIPE_PORT"])) == set()
 
 
-def zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+@pytest.mark.parametrize("pause", [0.1, 0.12, 0.14, 0.2])
+def test_sigterm_in_the_middle_of_a_reload_ends_everything(board: Workspace, pause: float) -> None:
+    # With TensorBoard the daemon has helper threads, which hold no signal back.
+    daemon = board.start_daemon()
+    until_ready(board)
+    run = board.start(board.config(steps=1_000_000))
+    board.until_step(2)
+    daemon.send_signal(signal.SIGHUP)
+    until = time.monotonic() + pause
+    wait_until(lambda: time.monotonic() >= until, "the pause", every=0.002)
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(40) == 0
+    assert processes_of_run(run) == []
 
 
 def test_every_runs_events_appear_under_its_name_and_other_trainers_too(board: Workspace) -> None:

@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(sys.argv[1] if len(sys.argv) > 1 else ".demo").resolve()
 """Everything that the demo makes; removed at its start."""
 BIN = Path(sys.executable).parent
+SETTINGS = ("DIFFPIPE_", "NUM_GPUS", "TENSORBOARD_", "TRAINPILOT_", "KOHYA_", "AI_TOOLKIT_")
+"""The user's own daemon may be set up by these; the demo's is not."""
 STEP = re.compile(r"steps: \d+ loss: (\S+) ")
 
 
@@ -49,7 +51,7 @@ def main() -> int:
 
 def environment() -> dict[str, str]:
     """A workspace below .demo; a socket path short enough for AF_UNIX; TensorBoard on a free port."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DIFFPIPE_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
     env |= {
         "WORKSPACE_ROOT": str(ROOT),
         "DIFFPIPE_SOCKET": str(Path(tempfile.mkdtemp(prefix="dpiped-demo-")) / "dpiped.sock"),
@@ -117,7 +119,9 @@ def wait_for_curve(env: dict[str, str], name: str) -> bool:
         board = ctl(env, "status")["tensorboard"]
         if board["state"] == "ready":
             url = urllib.parse.urljoin(board["url"], "data/plugin/scalars/tags")
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            # A proxy of the machine has nothing to do with its loopback.
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(url, timeout=10) as answer:
                 if "train/loss" in json.load(answer).get(f"diffpipe/{name}", {}):
                     say(f"TensorBoard: {board['url']}")
                     return True

@@ -153,10 +153,10 @@ def write_configs(
     values = {
         "output_dir": json.dumps(str(output_dir.absolute())),
         "dataset": json.dumps(str(dataset.absolute())),
-        "epochs": 4 if quick else 18,
+        "epochs": 4 if quick else 12,
         "batch": 4 if quick else 16,
         "warmup": 0 if quick else 30,
-        "save": 2 if quick else 6,
+        "save": 2 if quick else 4,
         "prompts": json.dumps([] if quick else prompts),
         "lr": "1e-3" if quick else "2e-3",
         "model": "width = 16\ndepth = 1\n" if quick else "",

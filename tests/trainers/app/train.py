@@ -33,7 +33,7 @@ class Training:
         self.options = options
         self.config = config
         self.script: dict[str, Any] = config.get("script", {})
-        self.steps: int = self.script.get("steps", 20)
+        self.steps: int = self.script.get("steps", 1_000_000 if "until" in self.script else 20)
         self.seconds: float = self.script.get("seconds_per_step", 0.02)
         self.step = 0
         self.run_dir: Path | None = None
@@ -60,7 +60,9 @@ class Training:
         self.step += 1
         time.sleep(self.seconds)
         loss = 1 / self.step
-        say(f"steps: {self.step} loss: {loss:.4f} iter time (s): {self.seconds:.3f} samples/sec: 13.824")
+        if self.step <= self.script.get("quiet_after", self.steps):
+            loss = self.script.get("loss", loss)
+            say(f"steps: {self.step} loss: {loss:.4f} iter time (s): {self.seconds:.3f} samples/sec: 13.824")
         assert self.run_dir is not None
         for name in ("save", "save_quit"):
             if (self.run_dir / name).exists():
@@ -81,7 +83,9 @@ class Training:
         (self.run_dir / "latest").write_text(tag)
 
     def train(self) -> None:
-        while self.step < self.steps:
+        """For `steps` steps, or until the file `until` appears."""
+        until = self.script.get("until")
+        while self.step < self.steps and not (until and Path(until).exists()):
             self.one_step()
         self.checkpoint()
         say("TRAINING COMPLETE!")
@@ -116,7 +120,9 @@ def nameless(training: Training) -> None:
 def raises(training: Training) -> None:
     training.prepare()
     training.one_step()
-    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    while (until := training.script.get("until")) and not Path(until).exists():
+        time.sleep(0.02)
+    raise RuntimeError(training.script.get("error", "CUDA error: an illegal memory access was encountered"))
 
 
 def killed(training: Training) -> None:
@@ -146,11 +152,10 @@ def chatty(training: Training) -> None:
 def bar(training: Training) -> None:
     """A progress bar that stays unfinished until the file `go` appears."""
     training.prepare()
-    assert training.run_dir is not None
     for done in range(1, 6):
         sys.stderr.write(f"\r {done * 20}%|{'█' * done}{' ' * (5 - done)}| {done}/5 [00:01<00:00]")
         sys.stderr.flush()
-    while not (training.run_dir / "go").exists():
+    while not Path(training.script.get("go", "/never")).exists():
         time.sleep(0.02)
     sys.stderr.write("\n")
     training.train()
@@ -194,7 +199,8 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--master_port", type=int, required=True)
     parser.add_argument("--resume_from_checkpoint")
-    parser.add_argument("--cache_only", action="store_true")
+    for name in ("cache_only", "trust_cache", "regenerate_cache", "reset_dataloader"):
+        parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     config = tomllib.loads(Path(options.config).read_text())
     if options.cache_only:

@@ -1,0 +1,106 @@
+"""The ways down: shortened, hurried, asked for while others stop, or not possible as asked."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import BIN, Workspace, processes_of_run
+from tests.helpers import wait_until
+
+pytestmark = pytest.mark.timeout(60)
+LONG = "3000"
+"""Seconds that no test waits for."""
+
+
+def test_a_stop_under_way_is_shortened_by_the_next(workspace: Workspace) -> None:
+    workspace.start_daemon()
+    run = workspace.start(workspace.config("stubborn"))
+    workspace.until_step(2)
+    assert workspace.ctl("stop", "--timeout", LONG, "--no-wait")[0] == 0
+    assert workspace.ctl("stop", "--timeout", "1")[0] == 0
+    assert workspace.until_ended(run)["outcome"] == "stopped"
+    assert processes_of_run(run) == []
+
+
+def test_a_stop_that_waits_for_a_checkpoint_is_shortened_by_the_next(dpiped: Workspace) -> None:
+    run = dpiped.start(dpiped.config("bar"))
+    wait_until(lambda: dpiped.status()["run"]["train_dir"], "the directory")
+    assert dpiped.ctl("stop", "--save", "--timeout", LONG, "--no-wait")[0] == 0
+    assert dpiped.ctl("stop", "--save", "--timeout", "0.5")[0] == 0
+    assert dpiped.until_ended(run)["outcome"] == "stopped"
+
+
+def test_the_end_of_the_daemon_does_not_wait_for_a_long_stop(workspace: Workspace) -> None:
+    daemon = workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT="2")
+    run = workspace.start(workspace.config("stubborn"))
+    workspace.until_step(2)
+    assert workspace.ctl("stop", "--timeout", LONG, "--no-wait")[0] == 0
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(30) == 0
+    assert processes_of_run(run) == []
+
+
+def test_who_asked_first_is_who_stopped_it(workspace: Workspace) -> None:
+    config = workspace.config("stubborn")
+    daemon = workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT="1", DIFFPIPE_CONFIG=str(config))
+    run = workspace.until_step(2)["id"]
+    assert workspace.ctl("stop", "--timeout", LONG, "--no-wait")[0] == 0
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(30) == 0
+    asked = json.loads((workspace.runs_dir / run / "stop.json").read_text())
+    assert (asked["by"], asked["how"]) == ("request", "kill")
+    workspace.start_daemon(DIFFPIPE_CONFIG=str(config))
+    notices = wait_until(lambda: workspace.status()["notices"], "the decision")
+    assert "was stopped by request" in notices[0]
+    assert len(workspace.json("runs")) == 1
+
+
+def test_a_service_run_that_hung_and_was_stopped_does_not_begin_anew(workspace: Workspace) -> None:
+    workspace.start_daemon(DIFFPIPE_CONFIG=str(workspace.config("caching_hang")))
+    wait_until(lambda: (run := workspace.status()["run"]) and run["warning"], "the warning")
+    assert workspace.ctl("stop")[0] == 0
+    assert workspace.status()["last_run"]["outcome"] == "failed"
+    assert workspace.ctl("reload")[0] == 0
+    notices = wait_until(lambda: workspace.status()["notices"], "the decision")
+    assert "is not trained again" in notices[0]
+    assert len(workspace.json("runs")) == 1
+
+
+def test_a_save_that_can_not_be_asked_for_is_refused_with_its_reason(dpiped: Workspace) -> None:
+    run = dpiped.start(dpiped.config("bar"))
+    train_dir = Path(wait_until(lambda: dpiped.status()["run"]["train_dir"], "the directory"))
+    shutil.rmtree(train_dir)
+    error = dpiped.json("save", code=4)["error"]
+    assert error["code"] == "refused" and "No such file or directory" in error["message"]
+    code, out, _ = dpiped.ctl("stop", "--save", "--no-wait")
+    assert code == 0
+    assert "save_quit can't be written: No such file or directory; sent SIGTERM" in out
+    assert dpiped.until_ended(run)["outcome"] == "stopped"
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.03, 0.06, 0.1, 0.2])
+def test_a_hangup_while_the_daemon_comes_up_does_not_kill_it(workspace: Workspace, pause: float) -> None:
+    with (workspace.root / "daemon.log").open("wb") as log:
+        held = subprocess.Popen([str(BIN / "dpiped")], env=workspace.env, stdout=log, cwd=workspace.root)
+    workspace.started.append(held)
+    # Before the interpreter has reached the daemon's first line nobody can hold a signal back.
+    wait_until(lambda: holds_back(held.pid, signal.SIGHUP), "its first line", every=0.001)
+    until = time.monotonic() + pause
+    wait_until(lambda: time.monotonic() >= until, "the pause", every=0.001)
+    os.kill(held.pid, signal.SIGHUP)
+    wait_until(lambda: workspace.daemon_log().count("listening on") == 2, "it is re-executed")
+    assert held.poll() is None
+    assert workspace.status()["pid"] == held.pid
+
+
+def holds_back(pid: int, number: int) -> bool:
+    """Is that signal blocked there? (proc(5): SigBlk is a mask in hexadecimal)"""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+    return bool(mask >> (number - 1) & 1)
