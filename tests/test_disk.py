@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 def small() -> Iterator[Workspace]:
-    """A daemon whose state directory and outputs lie on a file system of 3 MiB."""
+    """A daemon whose state directory lies on a file system of 3 MiB."""
     workspace = Workspace()
     mounted = workspace.root / "small"
     mounted.mkdir()
