@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find dpiped dpipectl -name '*.py')
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check quality docs clean
 
 demo: $(VENV)/.project
 	$(BIN)/python tools/demo.py
@@ -18,11 +18,14 @@ check: $(VENV)/.project
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+quality: $(VENV)/.project
+	$(BIN)/python -m tools.quality
+
 docs: $(VENV)/.project
 	$(BIN)/python docs/generate_protocol.py
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .quality build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # What the project needs, once; the constraints keep torch to a known build.
 $(VENV)/.needs: pyproject.toml constraints.txt

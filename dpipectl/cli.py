@@ -193,6 +193,23 @@ def _runs(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-n", type=int, default=20, metavar="N", dest="limit", help="the newest N (default 20)")
 
 
+def _example(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("directory", metavar="DIR", help="gets data/, training.toml and dataset.toml")
+    verb.add_argument("--output-dir", metavar="DIR", help="where trainings go (default: DIR/output)")
+    verb.add_argument(
+        "--length",
+        choices=("quick", "demo", "full"),
+        default="demo",
+        help="quick: seconds, tests the machinery; demo: a minute or two (default); full: five or more",
+    )
+    verb.add_argument("--images", type=int, metavar="N", help="how many pictures")
+    verb.add_argument("--size", type=int, metavar="N", help="their side in pixels (32)")
+    verb.add_argument("--seed", type=int, metavar="N", help="equal seeds give equal pictures (0)")
+    verb.add_argument("--only", metavar="CONCEPT", help="show only this shape or colour")
+    verb.add_argument("--without", metavar="CONCEPT", help="show all but this shape or colour")
+    verb.add_argument("--base", metavar="DIR", help="train an adapter on this saved model or run directory")
+
+
 def _nothing(_: argparse.ArgumentParser) -> None:
     pass
 
@@ -230,6 +247,13 @@ VERBS: dict[str, tuple[str, Any, str]] = {
         "  dpipectl resume 20260131 --config longer.toml --follow\n"
         "  dpipectl resume last -- --reset_optimizer\n"
         "GPUs, --env and lasting arguments are those of the run; what follows -- goes to train.py as well",
+    ),
+    "example": (
+        "write an example data set, and the config to train the embedded trainer on it; needs no daemon",
+        _example,
+        "  dpipectl example /workspace/example\n"
+        "  dpipectl start --config /workspace/example/training.toml --follow\n"
+        "  dpipectl example /workspace/stars --only star --base /workspace/example/output/20260131_12-00-00",
     ),
     "reload": ("re-execute the daemon in place; the training goes on", _nothing, "  dpipectl reload"),
 }

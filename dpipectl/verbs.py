@@ -148,6 +148,15 @@ def wait(client: Client, options: argparse.Namespace) -> int:
     return _code(reply)
 
 
+def example(_: Client, options: argparse.Namespace) -> int:
+    from dpipectl.example import write
+
+    config = write(options)
+    text = f"wrote {config}; train on it with:\n  dpipectl start --config {config} --follow"
+    _show(options, {"config": str(config)}, lambda: text)
+    return cli.EXIT_OK
+
+
 def reload(client: Client, options: argparse.Namespace) -> int:
     before = _ask(client, messages.Reload(), messages.Reloading)
     until = time.monotonic() + RELOAD_TIMEOUT

@@ -1,10 +1,12 @@
 """Fixtures shared by the tests with real processes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.harness import Workspace
+from tests.trainings import Launcher, Setup, make_setup
 
 
 @pytest.fixture
@@ -20,3 +22,17 @@ def dpiped(workspace: Workspace) -> Workspace:
     """A workspace with a running daemon."""
     workspace.start_daemon()
     return workspace
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts trainings of the embedded trainer; those that still run are ended."""
+    launcher = Launcher(tmp_path_factory.mktemp("logs"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    """Config files and pictures for the embedded trainer."""
+    return make_setup(tmp_path)

@@ -1,11 +1,17 @@
 """The command line: verbs, options, usage errors, help; no daemon needed."""
 
+import importlib.util
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from dpipectl import cli
 from dpiped.errors import DpipedError
+from tests.harness import BIN
+from tests.helpers import require
 
 
 def refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -70,7 +76,7 @@ def test_without_a_verb_json_is_still_json(
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_json_may_stand_before_or_after_the_verb(verb: str) -> None:
-    needed = {"start": ["--config", "c"], "show": ["last"]}.get(verb, [])
+    needed = {"start": ["--config", "c"], "show": ["last"], "example": ["d"]}.get(verb, [])
     assert cli.parse([verb, *needed]).json is False
     assert cli.parse(["--json", verb, *needed]).json is True
     assert cli.parse([verb, *needed, "--json"]).json is True
@@ -152,3 +158,21 @@ def test_every_error_that_a_request_can_meet_has_its_exit_code() -> None:
     assert {"invalid", "unknown_run", "settings"} <= codes
     assert codes - {"internal", "launch_failed", "already_owned"} <= set(cli.EXIT_CODES)
     assert (cli.EXIT_CODES["unreachable"], cli.EXIT_CODES["refused"], cli.EXIT_CODES["invalid"]) == (3, 4, 5)
+
+
+def test_example_writes_a_config_and_needs_no_daemon(tmp_path: Path) -> None:
+    require(importlib.util.find_spec("PIL") is not None, "Pillow is not installed")
+    folder = tmp_path / "an example"
+    command = [str(BIN / "dpipectl"), "--json", "example", str(folder), "--images", "3", "--length", "quick"]
+    env = {**os.environ, "DIFFPIPE_SOCKET": str(tmp_path / "none.sock")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"config": str(folder / "training.toml")}
+    assert len(list((folder / "data").glob("*.png"))) == 3
+    (folder / "data/mine.txt").write_text("precious")
+    again = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    error = json.loads(again.stdout)["error"]
+    assert (again.returncode, error["code"]) == (5, "invalid")
+    assert "holds other files too, mine.txt for one" in error["message"]
+    wrong = subprocess.run([*command, "--images", "0"], env=env, capture_output=True, text=True, check=False)
+    assert "--images: takes a whole number" in json.loads(wrong.stdout)["error"]["message"]

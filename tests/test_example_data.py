@@ -68,16 +68,58 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         write_example(tmp_path / "data", 4, 16)
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_configs_are_toml_with_absolute_paths(tmp_path: Path, quick: bool) -> None:
+@pytest.mark.parametrize(("length", "repeats"), [("quick", 1), ("demo", 4), ("full", 1)])
+def test_configs_are_toml_with_absolute_paths(tmp_path: Path, length: str, repeats: int) -> None:
     data = tmp_path / 'it\'s a "data" folder'
     training = tomllib.loads(
-        write_configs(tmp_path / "configs", data, tmp_path / "out", quick=quick).read_text("utf-8")
+        write_configs(tmp_path / "configs", data, tmp_path / "out", length=length).read_text("utf-8")
     )
     assert training["model"]["type"] == "dpiped"
     assert training["output_dir"] == str(tmp_path / "out")
     dataset = tomllib.loads(Path(training["dataset"]).read_text("utf-8"))
-    assert dataset["directory"] == [{"path": str(data), "num_repeats": 1 if quick else 4}]
+    assert dataset["directory"] == [{"path": str(data), "num_repeats": repeats}]
+
+
+def captions_of(folder: Path) -> list[str]:
+    return [path.read_text().strip() for path in sorted((folder / "data").glob("*.txt"))]
+
+
+def test_command_shows_only_what_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["example", str(tmp_path / "a"), "--images", "24", "--without", "star"]) == 0
+    assert all("star" not in caption for caption in captions_of(tmp_path / "a"))
+    assert cli.main(["example", str(tmp_path / "b"), "--images", "9", "--only", "yellow"]) == 0
+    assert len(captions_of(tmp_path / "b")) == 9
+    assert all("yellow" in caption for caption in captions_of(tmp_path / "b"))
+    assert cli.main(["example", str(tmp_path / "c"), "--only", "purple"]) == 1
+    assert "a concept is one of circle, square, " in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_command_writes_an_adapter_s_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "run" / "epoch7"
+    saved.mkdir(parents=True)
+    (saved / "model.safetensors").touch()
+    words = ["example", str(tmp_path / "a"), "--only", "star", "--base", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    training = tomllib.loads((tmp_path / "a" / "training.toml").read_text())
+    assert training["model"] == {"type": "dpiped", "checkpoint_path": str(saved)}
+    assert training["adapter"]["type"] == "lora"
+    assert len(captions_of(tmp_path / "a")) == 10
+    dataset = tomllib.loads((tmp_path / "a" / "dataset.toml").read_text())
+    assert [entry["path"] for entry in dataset["directory"]] == [
+        str(tmp_path / "a/data"),
+        str(tmp_path / "a/keep"),
+    ]
+    assert all("star" not in path.read_text() for path in (tmp_path / "a/keep").glob("*.txt"))
+    assert cli.main(["example", str(tmp_path / "b"), "--base", str(tmp_path / "a")]) == 1
+    assert f"--base: {tmp_path / 'a'} holds no saved model" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("words", [["--images", "0"], ["--images", "many"], ["--size", "-1"]])
+def test_command_takes_whole_numbers(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["example", str(tmp_path), *words])
 
 
 def test_command_writes_everything_and_says_how_to_train(

@@ -32,7 +32,7 @@ def real() -> Iterator[Workspace]:
 def quick_config(workspace: Workspace, data: Path | None = None, epochs: int = 1000) -> Path:
     """The example's smallest training, with another data set if one is given."""
     folder = workspace.root / "datasets/example"
-    command = [sys.executable, "-m", "dpiped.trainer", "example", str(folder), "--quick"]
+    command = [sys.executable, "-m", "dpiped.trainer", "example", str(folder), "--length", "quick"]
     outputs = str(workspace.root / "outputs")
     subprocess.run([*command, "--output-dir", outputs], check=True, capture_output=True)
     config = folder / "training.toml"

@@ -4,17 +4,20 @@ Why: a resume that starts from nothing, from another model or from a file cut sh
 training and be none. What is to be resumed is checked before torch is imported. DeepSpeed writes `latest`
 in place and syncs nothing; here the files are synced and `latest` is replaced by a rename, last.
 
-Known gap: files are checked for being whole zip archives, not for their content; nothing is ever pruned.
+Known gap: files are checked for being whole zip archives, not for their content.
 """
 
+import json
 import os
 import re
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpiped.trainer import spec
 from dpiped.trainer.config import TrainConfig
+from dpiped.trainer.saved import ADAPTER_CONFIG
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.table import ConfigError
 
@@ -44,7 +47,12 @@ def find(config: TrainConfig, wanted: str | bool) -> Resume | None:
     wrong = _incomplete(run_dir / tag, config)
     if wrong:
         raise ConfigError(f"{FIELD}: the checkpoint {run_dir / tag} is not complete: {wrong}")
-    return Resume(run_dir, tag, _same_model(config, spec.read(run_dir)))
+    saved = spec.read(run_dir)
+    different = spec.difference(config.model_spec(saved.vocabulary, saved.max_tokens), saved)
+    if different:
+        raise ConfigError(f"{FIELD}: the checkpoint's model {different}")
+    _same_adapter(config, run_dir)
+    return Resume(run_dir, tag, saved)
 
 
 def _newest(output_dir: Path) -> Path:
@@ -81,13 +89,15 @@ def _incomplete(folder: Path, config: TrainConfig) -> str:
     )
 
 
-def _same_model(config: TrainConfig, saved: ModelSpec) -> ModelSpec:
-    wanted = config.model_spec(saved.vocabulary, saved.max_tokens)
-    for name in ("width", "depth", "stem", "patch", "resolution"):
-        before, now = getattr(saved, name), getattr(wanted, name)
-        if before != now:
-            raise ConfigError(f"{FIELD}: the checkpoint's model has {name} {before}, the config says {now}")
-    return saved
+def _same_adapter(config: TrainConfig, run_dir: Path) -> None:
+    """An adapter can't go on as a full training, nor as an adapter of another rank."""
+    rank = None
+    if (run_dir / ADAPTER_CONFIG).is_file():
+        rank = json.loads((run_dir / ADAPTER_CONFIG).read_text("utf-8"))["r"]
+    wanted = None if config.adapter is None else config.adapter.rank
+    if rank != wanted:
+        names = [f"an adapter of rank {value}" if value else "a full training" for value in (rank, wanted)]
+        raise ConfigError(f"{FIELD}: the checkpoint is that of {names[0]}, the config asks for {names[1]}")
 
 
 def publish(run_dir: Path, tag: str) -> None:
@@ -99,6 +109,15 @@ def publish(run_dir: Path, tag: str) -> None:
     sync(aside)
     aside.replace(run_dir / "latest")
     sync(run_dir)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Removes all checkpoints but the `keep` newest, of which `latest` names one."""
+    tags = [path for path in run_dir.glob("global_step*") if path.name[len("global_step") :].isdigit()]
+    tags.sort(key=lambda path: int(path.name[len("global_step") :]))
+    for old in tags[:-keep]:
+        if old.name != _latest(run_dir):
+            shutil.rmtree(old)
 
 
 def sync(path: Path) -> None:

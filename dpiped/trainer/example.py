@@ -11,6 +11,8 @@ import colorsys
 import json
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -27,7 +29,7 @@ OVERSAMPLING = 8
 MARKER = "example.json"
 
 TRAINING_TOML = """\
-# A demonstration: one to two minutes on two CPU cores.
+# {comment}
 output_dir = {output_dir}
 dataset = {dataset}
 epochs = {epochs}
@@ -40,14 +42,18 @@ sample_prompts = {prompts}
 
 [model]
 type = 'dpiped'
-size = 'tiny'
-dtype = 'float32'
 {model}
-[optimizer]
+{adapter}[optimizer]
 type = 'adamw'
 lr = {lr}
 betas = [0.9, 0.99]
 weight_decay = 0.01
+"""
+ADAPTER_TOML = """\
+[adapter]
+type = 'lora'
+rank = 4
+
 """
 DATASET_TOML = """\
 resolutions = [{resolution}]
@@ -56,10 +62,70 @@ resolutions = [{resolution}]
 path = {path}
 num_repeats = {repeats}
 """
+KEEP_TOML = """
+# Pictures of other things, so that the model does not draw everything like the few above.
+[[directory]]
+path = {path}
+"""
+KEPT = 60
 
 
-def write_example(directory: Path, images: int = 240, size: int = 32, seed: int = 0) -> int:
+@dataclass(frozen=True)
+class Length:
+    """How long a training of the example is. `images` times `repeats` times `epochs` pictures are seen."""
+
+    comment: str
+    images: int
+    repeats: int
+    epochs: int
+    batch: int
+    warmup: int
+    save: int
+    lr: str
+    model: str = "size = 'tiny'"
+
+
+LENGTHS = {
+    "quick": Length(
+        "A training of seconds, that only tests the machinery.",
+        240,
+        1,
+        4,
+        4,
+        0,
+        2,
+        "1e-3",
+        "width = 16\ndepth = 1",
+    ),
+    "demo": Length("A demonstration: one to two minutes on two CPU cores.", 240, 4, 12, 16, 30, 4, "2e-3"),
+    "full": Length(
+        "The whole training: about five minutes on two CPU cores.", 960, 1, 60, 32, 60, 20, "2e-3"
+    ),
+}
+LORA = Length(
+    "An adapter on a few pictures: a minute or two on two CPU cores.", 10, 16, 40, 16, 20, 10, "2e-3"
+)
+
+
+def kinds(only: str | None = None, without: str | None = None) -> list[tuple[str, str]]:
+    """(shape, colour) pairs: all, those with one shape or colour, or those without. Raises ConfigError."""
+    for name in (only, without):
+        if name is not None and name not in (*SHAPES, *COLOURS):
+            raise ConfigError(f"a concept is one of {', '.join((*SHAPES, *COLOURS))}, not {name!r}")
+    pairs = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    return [pair for pair in pairs if (only is None or only in pair) and without not in pair]
+
+
+def write_example(
+    directory: Path,
+    images: int = 240,
+    size: int = 32,
+    seed: int = 0,
+    things: Sequence[tuple[str, str]] | None = None,
+) -> int:
     """Writes `images` PNGs of `size` pixels with captions; returns how many there are.
+
+    They show `things`, which is all `kinds` if not given, in turn.
 
     An earlier example in the directory is replaced. Raises ConfigError for any other directory that is not
     empty, so that nobody's files are mixed with ours.
@@ -69,10 +135,10 @@ def write_example(directory: Path, images: int = 240, size: int = 32, seed: int 
     directory.mkdir(parents=True, exist_ok=True)
     names = [f"{index:04d}" for index in range(images)]
     (directory / MARKER).write_text(json.dumps({"files": names, "size": size, "seed": seed}) + "\n", "utf-8")
-    kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    shown = kinds() if things is None else things
     generator = random.Random(seed)
     for index, name in enumerate(names):
-        picture, caption = _draw(*kinds[index % len(kinds)], size, generator)
+        picture, caption = _draw(*shown[index % len(shown)], size, generator)
         picture.save(directory / f"{name}.png")
         (directory / f"{name}.txt").write_text(caption + "\n", "utf-8")
     return images
@@ -96,16 +162,27 @@ def _clear(directory: Path) -> None:
         (directory / name).unlink()
 
 
+def choose(generator: random.Random) -> tuple[str, str, str]:
+    """A size, a row and a column."""
+    scale, row, column = (generator.choice(tuple(names)) for names in (SIZES, ROWS, COLUMNS))
+    return scale, row, column
+
+
+def caption(shape: str, colour: str, scale: str, row: str, column: str) -> str:
+    """What the picture of such a thing is called."""
+    where = "in the middle" if row == column == "middle" else f"in the {row} {column}"
+    return f"a {scale} {colour} {shape} {where}"
+
+
 def _draw(shape: str, colour: str, size: int, generator: random.Random) -> tuple[Image.Image, str]:
     """One anti-aliased picture and its caption."""
-    scale, row, column = (generator.choice(tuple(names)) for names in (SIZES, ROWS, COLUMNS))
+    scale, row, column = choose(generator)
     side = size * OVERSAMPLING
     radius = side * SIZES[scale] * generator.uniform(0.93, 1.07)
     x, y = (side * (place + generator.uniform(-0.02, 0.02)) for place in (COLUMNS[column], ROWS[row]))
     picture = Image.new("RGB", (side, side), _background(generator))
-    _paint(ImageDraw.Draw(picture), shape, _shade(COLOURS[colour], generator), x, y, radius)
-    where = "in the middle" if row == column == "middle" else f"in the {row} {column}"
-    return picture.resize((size, size), Image.Resampling.BOX), f"a {scale} {colour} {shape} {where}"
+    paint(ImageDraw.Draw(picture), shape, _shade(COLOURS[colour], generator), x, y, radius)
+    return picture.resize((size, size), Image.Resampling.BOX), caption(shape, colour, scale, row, column)
 
 
 def _background(generator: random.Random) -> tuple[int, int, int]:
@@ -119,8 +196,13 @@ def _shade(colour: tuple[int, int, int], generator: random.Random) -> tuple[int,
     return red, green, blue
 
 
-def _paint(
-    draw: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, int], x: float, y: float, radius: float
+def paint(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    colour: tuple[int, int, int] | int,
+    x: float,
+    y: float,
+    radius: float,
 ) -> None:
     if shape == "circle":
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
@@ -136,36 +218,53 @@ def _paint(
 
 
 def write_configs(
-    directory: Path, data: Path, output_dir: Path, *, resolution: int = 32, quick: bool = False
+    directory: Path,
+    data: Path,
+    output_dir: Path,
+    *,
+    resolution: int = 32,
+    length: str = "demo",
+    base: Path | None = None,
+    keep: Path | None = None,
 ) -> Path:
     """Writes `training.toml` and `dataset.toml` for a training on `data`; returns the former.
 
-    `quick` is for tests: steps of some ten milliseconds, which learn nothing to speak of. Raises OSError.
+    `length` is one of LENGTHS. With a `base`, a saved model, an adapter is trained on it instead; `keep` is
+    then a directory with pictures of what it should go on drawing as before. Raises OSError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     training, dataset = directory / "training.toml", directory / "dataset.toml"
-    prompts = [
-        f"a large {colour} {shape} in the middle" for shape, colour in zip(SHAPES, COLOURS, strict=True)
-    ]
-    prompts += [
-        f"a small {c} {s} in the {w}" for s, c, w in zip(SHAPES, reversed(COLOURS), PLACES, strict=True)
-    ]
+    how = LENGTHS[length] if base is None else LORA
     values = {
+        "comment": how.comment,
         "output_dir": json.dumps(str(output_dir.absolute())),
         "dataset": json.dumps(str(dataset.absolute())),
-        "epochs": 4 if quick else 12,
-        "batch": 4 if quick else 16,
-        "warmup": 0 if quick else 30,
-        "save": 2 if quick else 4,
-        "prompts": json.dumps([] if quick else prompts),
-        "lr": "1e-3" if quick else "2e-3",
-        "model": "width = 16\ndepth = 1\n" if quick else "",
+        "epochs": how.epochs,
+        "batch": how.batch,
+        "warmup": how.warmup,
+        "save": how.save,
+        "prompts": json.dumps([] if length == "quick" else prompts()),
+        "lr": how.lr,
+        "model": f"{how.model}\ndtype = 'float32'\n",
+        "adapter": "",
     }
+    if base is not None:
+        values["model"] = f"checkpoint_path = {json.dumps(str(base.absolute()))}\n"
+        values["adapter"] = ADAPTER_TOML
     training.write_text(TRAINING_TOML.format(**values), "utf-8")
     path = json.dumps(str(data.absolute()))
-    repeats = 1 if quick else 4
-    dataset.write_text(DATASET_TOML.format(resolution=resolution, path=path, repeats=repeats), "utf-8")
+    content = DATASET_TOML.format(resolution=resolution, path=path, repeats=how.repeats)
+    if keep is not None:
+        content += KEEP_TOML.format(path=json.dumps(str(keep.absolute())))
+    dataset.write_text(content, "utf-8")
     return training
 
 
-PLACES = ("upper left", "upper right", "lower left", "lower right")
+def prompts() -> list[str]:
+    """Eight captions with all shapes and colours, for the sample pictures."""
+    large = [f"a large {c} {s} in the middle" for s, c in zip(SHAPES, COLOURS, strict=True)]
+    corners = ("upper left", "upper right", "lower left", "lower right")
+    small = [
+        f"a small {c} {s} in the {w}" for s, c, w in zip(SHAPES, reversed(COLOURS), corners, strict=True)
+    ]
+    return large + small

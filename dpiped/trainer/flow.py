@@ -11,11 +11,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from dpiped.trainer.buckets import Size
 from dpiped.trainer.dataset import Pixels
-from dpiped.trainer.model import Velocity
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.text import Tokenizer
 
@@ -27,14 +27,25 @@ def velocity_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    model: Velocity, spec: ModelSpec, captions: list[str], *, steps: int, guidance: float, seed: int
+    model: nn.Module,
+    spec: ModelSpec,
+    captions: list[str],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    size: Size | None = None,
 ) -> Pixels:
-    """One image per caption, [captions, side, side, 3]; the same for the same weights and arguments."""
+    """One image per caption, [captions, height, width, 3]; the same for the same weights and arguments.
+
+    Without a `size` (a multiple of the patch size) they are squares of the model's resolution.
+    """
     device = next(model.parameters()).device
     tokenizer = Tokenizer(spec.vocabulary, spec.max_tokens)
     ids = torch.tensor([tokenizer.encode(caption) for caption in captions])
     both = torch.cat((ids, torch.tensor([tokenizer.null()] * len(captions)))).to(device)
-    shape = (len(captions), 3, spec.resolution, spec.resolution)
+    width, height = size or (spec.resolution, spec.resolution)
+    shape = (len(captions), 3, height, width)
     generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
     x = torch.from_numpy(generator.standard_normal(shape, np.float32)).to(device)
     times = torch.linspace(1, 0, steps + 1).tolist()

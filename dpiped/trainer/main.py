@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ["MASTER_PORT"] = str(arguments.master_port)
         # Threads that spin at barriers bring two trainings on one machine almost to a halt.
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-        from dpiped.trainer import engine  # imports torch and deepspeed, which takes seconds
+        from dpiped.trainer.run import run  # imports torch and deepspeed, which takes seconds
 
-        return engine.run(checked)
+        return run(checked)
     except ConfigError as error:
         say(f"train.py: error: {error}", sys.stderr)
         return 1
@@ -45,10 +45,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--reset_dataloader", action="store_true", help="resume: begin the epoch's data anew")
     parser.add_argument("--reset_optimizer", action="store_true", help="resume: load the weights only")
-    parser.add_argument("--cache_only", action="store_true", help="decode the data set, then quit")
-    for name in ("regenerate_cache", "trust_cache", "i_know_what_i_am_doing"):
-        parser.add_argument(f"--{name}", action="store_true", help="accepted; nothing is cached on disk")
+    parser.add_argument(
+        "--reset_optimizer_params",
+        action="store_true",
+        help="resume: take lr, weight decay and so on from the config, and begin the schedule anew",
+    )
+    parser.add_argument("--cache_only", action="store_true", help="cache the data sets, then quit")
+    parser.add_argument(
+        "--regenerate_cache", action="store_true", help="throw the caches away, make them anew"
+    )
+    parser.add_argument(
+        "--trust_cache", action="store_true", help="take caches as they are, without a look at the files"
+    )
+    parser.add_argument("--i_know_what_i_am_doing", action="store_true", help="allow more than 3 resolutions")
     parser.add_argument("--dump_dataset", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--test_sample", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--reset_optimizer_params", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

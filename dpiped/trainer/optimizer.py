@@ -13,7 +13,8 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from dpiped.trainer.config import OptimizerConfig, TrainConfig
+from dpiped.trainer.config import TrainConfig
+from dpiped.trainer.model_config import OptimizerConfig
 from dpiped.trainer.table import ConfigError
 
 ALIASES = {"adamw": "AdamW", "adamw_optimi": "AdamW", "sgd": "SGD"}

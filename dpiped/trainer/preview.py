@@ -6,23 +6,24 @@ Known gap: drawn by rank 0 while the others wait.
 """
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
-from dpiped.trainer.dataset import Item, Pixels
+from dpiped.trainer.dataset import Pixels
 
 MOST_PROMPTS = 8
 CELL = 128
 CAPTION_HEIGHT = 40
 
 
-def default_prompts(items: tuple[Item, ...]) -> list[str]:
-    """Captions from all over the data set, each once."""
-    captions = list(dict.fromkeys(item.caption for item in items if item.caption))
+def default_prompts(captions: Sequence[str]) -> list[str]:
+    """Some of the data set's captions, from all over it."""
+    captions = [caption for caption in captions if caption]
     stride = max(len(captions) // MOST_PROMPTS, 1)
-    return captions[::stride][:MOST_PROMPTS]
+    return list(captions[::stride][:MOST_PROMPTS])
 
 
 def contact_sheet(images: Pixels, captions: list[str], columns: int = 4) -> Image.Image:

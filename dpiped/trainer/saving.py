@@ -1,4 +1,4 @@
-"""The averaged weights (EMA), and saved models: weights, model.json and the config files, as one directory.
+"""The averaged weights (EMA), and saved models and adapters: weights and config files, as one directory.
 
 Why: the average of the weights makes much better images than the weights of any one step. A saved model is
 built aside, below `tmp/`, and renamed into place, so a directory `epochN` or `stepN` is always whole.
@@ -7,30 +7,32 @@ Known gap: the parts of all pipeline stages are gathered in the memory of rank 0
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpiped.trainer import spec as specs
 from dpiped.trainer.checkpoint import sync
 from dpiped.trainer.model import Velocity
+from dpiped.trainer.saved import ADAPTER_WEIGHTS, WEIGHTS, Saved
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.table import ConfigError
 
-WEIGHTS = "model.safetensors"
-
 
 class Average:
-    """Exponential moving average of a module's parameters; over the last tenth of the steps at first."""
+    """Exponential moving average of the trained parameters; over the last tenth of the steps at first."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._live = dict(module.named_parameters())
+        named = module.named_parameters()
+        self._live = {name: value for name, value in named if value.requires_grad}
         self.weights = {name: value.detach().float().clone() for name, value in self._live.items()}
 
     @torch.no_grad()
@@ -60,15 +62,34 @@ def save_model(
     directory: Path, weights: dict[str, Tensor], dtype: str, spec: ModelSpec, configs: Iterable[Path]
 ) -> None:
     """Writes a saved model in one step; one of that name that is there already is replaced."""
+    with replacing(directory) as new:
+        _write_weights(new / WEIGHTS, weights, dtype)
+        spec.write(new)
+        _copy(configs, new)
+
+
+def save_adapter(
+    directory: Path,
+    weights: dict[str, Tensor],
+    dtype: str,
+    write_config: Callable[[Path], None],
+    configs: Iterable[Path],
+) -> None:
+    """Writes an adapter in one step; `weights` have the names of peft's files."""
+    with replacing(directory) as new:
+        _write_weights(new / ADAPTER_WEIGHTS, weights, dtype)
+        write_config(new)
+        _copy(configs, new)
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new directory below `tmp/` to be filled, which then takes the place of `directory` as a whole."""
     aside = directory.parent / "tmp"
     shutil.rmtree(aside, ignore_errors=True)
     new = aside / directory.name
     new.mkdir(parents=True)
-    kind: torch.dtype = getattr(torch, dtype)
-    save_file({name: value.to(kind).contiguous() for name, value in weights.items()}, new / WEIGHTS)
-    spec.write(new)
-    for path in configs:
-        shutil.copyfile(path, new / path.name)
+    yield new
     for path in new.iterdir():
         sync(path)
     if directory.exists():
@@ -78,16 +99,43 @@ def save_model(
     shutil.rmtree(aside)
 
 
-def load_model(directory: Path) -> tuple[Velocity, ModelSpec]:
-    """A saved model, ready to sample from. Raises ConfigError if the directory holds none."""
-    if not (directory / WEIGHTS).is_file():
-        raise ConfigError(f"{directory} holds no saved model ({WEIGHTS}); it is an epochN or stepN directory")
-    spec = specs.read(directory)
-    return assemble(spec, load_file(directory / WEIGHTS)), spec
+def _write_weights(file: Path, weights: dict[str, Tensor], dtype: str) -> None:
+    kind: torch.dtype = getattr(torch, dtype)
+    save_file({name: value.to(kind).contiguous() for name, value in weights.items()}, file)
+
+
+def _copy(configs: Iterable[Path], directory: Path) -> None:
+    for path in configs:
+        shutil.copyfile(path, directory / path.name)
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The weights of a saved model, in float32. Raises ConfigError if they can't be read."""
+    try:
+        return {name: value.float() for name, value in load_file(directory / WEIGHTS).items()}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{directory / WEIGHTS} can't be read: {error}") from error
+
+
+def load_model(found: Saved) -> tuple[nn.Module, ModelSpec]:
+    """A saved model, or a base with an adapter merged into it, ready to sample from. Raises ConfigError."""
+    base = found.base or found.directory
+    spec = specs.read(base)
+    model: nn.Module = assemble(spec, read_weights(base))
+    if found.base is not None:
+        from dpiped.trainer import adapter  # imports peft, which takes seconds
+
+        model = adapter.merged(model, *adapter.load(found.directory))
+    return model, spec
 
 
 def assemble(spec: ModelSpec, weights: dict[str, Tensor]) -> Velocity:
-    """The whole model with these weights, in float32."""
+    """The whole model with these weights. Raises ConfigError if they are of another model."""
     model = Velocity(spec)
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the weights are not those of the model: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return model.eval()

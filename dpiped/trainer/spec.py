@@ -13,12 +13,14 @@ from pathlib import Path
 from dpiped.trainer.table import ConfigError
 
 FILE = "model.json"
-FORMAT = 1
+FORMAT = 2
+SHAPE = ("width", "depth", "stem", "patch")
+"""Two models that agree in these have the same layers, whatever pictures and captions they know."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides on parameter shapes. `resolution` is the side of a square image in pixels."""
+    """Everything that decides on parameter shapes, and the side in pixels of the pictures to sample."""
 
     width: int
     depth: int
@@ -55,3 +57,11 @@ def read(directory: Path) -> ModelSpec:
     if set(data) != names:
         raise ConfigError(f"{path} lacks {', '.join(sorted(names - set(data))) or 'nothing'} or has too much")
     return ModelSpec(**{**data, "vocabulary": tuple(data["vocabulary"])})
+
+
+def difference(wanted: ModelSpec, found: ModelSpec) -> str:
+    """What of the shape is not equal, for an error message; empty if nothing."""
+    for name in SHAPE:
+        if getattr(wanted, name) != getattr(found, name):
+            return f"has {name} {getattr(found, name)}, the config says {getattr(wanted, name)}"
+    return ""

@@ -7,7 +7,9 @@ Known gap: only the first error of a file is told.
 """
 
 import math
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -78,6 +80,13 @@ class Table:
             raise self.refuse(key, value, "a string")
         return value
 
+    def fraction(self, key: str, default: float) -> float:
+        """A number from 0 to below 1."""
+        value = self.number(key, default)
+        if value >= 1:
+            raise self.refuse(key, value, "a number from 0 to below 1")
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self.raw(key, default)
@@ -99,3 +108,23 @@ class Table:
                 raise ConfigError(f"{self.name}{key} is not a key that this trainer knows")
             if value not in neutral[key]:
                 raise ConfigError(f"{self.name}{key} = {value!r} is not supported by this trainer yet")
+
+
+def read_toml(path: Path, key: str) -> dict[str, Any]:
+    """The file that `key` names. Raises ConfigError if it can't be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text("utf-8").removeprefix("\ufeff"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{key}: there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {path} can't be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not TOML: {error}") from error
+
+
+def absolute(table: Table, key: str, default: str | None = None) -> Path:
+    """A path; a relative one would lead into the installed package, where the launcher runs us."""
+    path = Path(table.text(key, default)).expanduser()
+    if not path.is_absolute():
+        raise ConfigError(f"{table.name}{key} takes an absolute path, not {str(path)!r}")
+    return path

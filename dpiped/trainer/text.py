@@ -3,15 +3,20 @@
 Why: a learned text encoder needs no download. The vocabulary travels with every checkpoint and saved
 model, because ids mean nothing without it.
 
-Known gap: a word that no caption held is "unknown", whatever it means; no sub-words.
+A word that no caption held gets one of a few spare ids, by its letters. Nothing is known of it then, but an
+adapter can learn it, since it is told apart from other words and always has the same id.
+
+Known gap: two new words may share a spare id; no sub-words.
 """
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 
-PAD, NULL, UNKNOWN = 0, 1, 2
-RESERVED = ("<pad>", "<null>", "<unknown>")
-MAX_TOKENS = 64
+PAD, NULL, FIRST_SPARE = 0, 1, 2
+SPARE = 32
+RESERVED = ("<pad>", "<null>", *(f"<spare {number}>" for number in range(SPARE)))
+MIN_TOKENS, MAX_TOKENS = 16, 64
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -26,8 +31,14 @@ def build_vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def longest(captions: Iterable[str]) -> int:
-    """Tokens of the longest caption, from 1 to MAX_TOKENS."""
-    return min(max((len(split_words(caption)) for caption in captions), default=1) or 1, MAX_TOKENS)
+    """Tokens of the longest caption, from MIN_TOKENS (room for an adapter's) to MAX_TOKENS."""
+    most = max((len(split_words(caption)) for caption in captions), default=0)
+    return min(max(most, MIN_TOKENS), MAX_TOKENS)
+
+
+def spare(word: str) -> int:
+    """The id of a word that the vocabulary lacks; the same everywhere and always."""
+    return FIRST_SPARE + zlib.crc32(word.encode()) % SPARE
 
 
 class Tokenizer:
@@ -39,7 +50,8 @@ class Tokenizer:
 
     def encode(self, caption: str) -> list[int]:
         """Padded ids; a caption without words is the null caption."""
-        ids = [self._ids.get(word, UNKNOWN) for word in split_words(caption)][: self.max_tokens] or [NULL]
+        words = split_words(caption)[: self.max_tokens]
+        ids = [self._ids.get(word, spare(word)) for word in words] or [NULL]
         return ids + [PAD] * (self.max_tokens - len(ids))
 
     def null(self) -> list[int]:

@@ -1,0 +1,171 @@
+"""One training is one training: resumed or not, on one rank or two, with or without a detour."""
+
+# ruff: noqa: E402 - what needs torch is imported only where torch is
+from pathlib import Path
+
+import pytest
+
+from tests.trainings import Launch, Setup, farthest, losses, make_setup, need_trainer, scalars
+
+need_trainer()
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.helpers import wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+FORTY = (
+    ("epochs = 4", "epochs = 5\ngradient_accumulation_steps = 2\nwarmup_steps = 5"),
+    ("warmup_steps = 0\n", ""),
+    ("save_every_n_epochs = 2", "save_every_n_epochs = 5"),
+    ("checkpoint_every_n_epochs = 2\n", ""),
+)
+"""Eight steps an epoch, forty in all, with 64 pictures."""
+
+
+def forty(folder: Path, *changes: tuple[str, str]) -> Setup:
+    return make_setup(folder, *FORTY, *changes, images=64)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Setup:
+    """Forty steps on one rank."""
+    setup = forty(tmp_path_factory.mktemp("uninterrupted"))
+    launch(setup.training).completed()
+    assert list(losses(setup.run_dir)) == list(range(1, 41))
+    return setup
+
+
+def same_models(one: Path, other: Path) -> bool:
+    first, second = (load_file(path / "model.safetensors") for path in (one, other))
+    assert set(first) == set(second)
+    return all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_saved_stopped_and_resumed_it_is_the_same_training(
+    launch: Launch, uninterrupted: Setup, tmp_path: Path, ranks: int
+) -> None:
+    """`save_quit` is what `dpipectl stop --save` writes; it ends the training within the next step."""
+    whole = uninterrupted
+    if ranks == 2:
+        whole = forty(tmp_path / "whole", ("per_gpu = 4", "per_gpu = 2"))
+        launch(whole.training, ranks=2).completed()
+    setup = forty(tmp_path / "halves", *([("per_gpu = 4", "per_gpu = 2")] * (ranks - 1)))
+    first = launch(setup.training, ranks=ranks)
+    wait_until(lambda: "steps: 3 " in first.out, "step 3", deadline=90, every=0.001)
+    (setup.run_dir / "save_quit").touch()
+    first.completed()
+    assert first.out.count("Manually quitting") == ranks
+    done = int((setup.run_dir / "latest").read_text().removeprefix("global_step"))
+    assert 3 <= done < 40
+    second = launch(setup.training, "--resume_from_checkpoint", ranks=ranks).completed()
+    assert f"Resuming at epoch: {done // 8 + 1}, step: {done + 1}\n" in second.out
+    assert "TRAINING COMPLETE!" in second.out
+    assert len(setup.runs()) == 1
+    assert farthest(losses(setup.run_dir), losses(whole.run_dir)) < 1e-6
+    assert same_models(setup.run_dir / "epoch5", whole.run_dir / "epoch5")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "change"),
+    [
+        (2, ("per_gpu = 4", "per_gpu = 2")),
+        (2, ("epochs = 5", "epochs = 5\npipeline_stages = 2")),
+        (0, ("epochs = 5", "epochs = 5\nactivation_checkpointing = true")),
+        (0, ("per_gpu = 4\n", "per_gpu = 8\n")),
+    ],
+    ids=["two replicas", "two stages", "activation checkpointing", "no accumulation"],
+)
+def test_the_layout_does_not_matter(
+    launch: Launch, uninterrupted: Setup, tmp_path: Path, ranks: int, change: tuple[str, str]
+) -> None:
+    setup = forty(tmp_path, change)
+    if change[1].startswith("per_gpu = 8"):
+        setup.edit("training", ("gradient_accumulation_steps = 2\n", ""))
+    training = launch(setup.training, ranks=ranks).completed()
+    assert training.out.count("Global batch size = 8\n") == max(ranks, 1)
+    assert training.out.count("TRAINING COMPLETE!") == 1
+    assert farthest(losses(setup.run_dir), losses(uninterrupted.run_dir)) < 1e-4
+
+
+def shaped(folder: Path) -> Setup:
+    """Wide, tall and square pictures at two resolutions, an evaluation set, all of it at once."""
+    setup = make_setup(folder, images=24)
+    for path in sorted(setup.data.glob("*.png")):
+        number = int(path.stem)
+        with Image.open(path) as image:
+            image.load()
+            image.resize(((16, 16), (24, 12), (12, 24))[number % 3]).save(path)
+    buckets = "enable_ar_bucket = true\nmin_ar = 0.5\nmax_ar = 2.0\nnum_ar_buckets = 3"
+    setup.edit("dataset", ("[16]", "[16, 24]"), ("num_repeats = 1", f"num_repeats = 1.5\n{buckets}"))
+    setup.edit("training", ("per_gpu = 4", "per_gpu = [[16, 4], [24, 2]]"), ("epochs = 4", "epochs = 2"))
+    setup.add(
+        "pipeline_stages = 2",
+        f"eval_datasets = [{{name = 'held out', config = '{setup.dataset}'}}]",
+        "eval_every_n_steps = 5",
+        "checkpoint_every_n_minutes = 1e-9",
+        "keep_last_n_checkpoints = 3",
+        "keep_last_n_models = 1",
+    )
+    setup.edit("training", ("save_every_n_epochs = 2", "save_every_n_steps = 4"))
+    return setup
+
+
+def test_buckets_evaluation_and_pruning_on_two_stages(launch: Launch, tmp_path: Path) -> None:
+    setup = shaped(tmp_path)
+    training = launch(setup.training, ranks=2).completed()
+    # 12 examples of each shape: 3 batches of 4 at the small size, 6 of 2 at the large one.
+    steps = 2 * 3 * (3 + 6)
+    assert list(losses(setup.run_dir)) == list(range(1, steps + 1))
+    assert training.out.count("Running eval\n") == 1 + steps // 5
+    for tag in ("loss", "loss_quantile_0.10", "loss_quantile_0.90", "eval_time_sec"):
+        assert list(scalars(setup.run_dir, f"held out/{tag}")) == list(range(0, steps + 1, 5))
+    kept = sorted(int(path.name[11:]) for path in setup.run_dir.glob("global_step*"))
+    assert kept == [steps - 2, steps - 1, steps]
+    assert [path.name for path in setup.run_dir.glob("epoch*")] == ["epoch2"]
+    assert not list(setup.run_dir.glob("step*"))
+    assert "100%" in training.err
+
+
+def test_buckets_are_trained_the_same_on_one_rank(launch: Launch, tmp_path: Path) -> None:
+    curves = []
+    for name, ranks in (("one", 1), ("two", 2)):
+        setup = shaped(tmp_path / name)
+        setup.edit("training", ("pipeline_stages = 2", f"pipeline_stages = {ranks}"))
+        launch(setup.training, ranks=ranks).completed()
+        curves.append((losses(setup.run_dir), scalars(setup.run_dir, "held out/loss")))
+    assert farthest(curves[0][0], curves[1][0]) < 1e-4
+    assert farthest(curves[0][1], curves[1][1]) < 1e-4
+
+
+def test_a_changed_data_set_begins_the_epoch_again(launch: Launch, tmp_path: Path) -> None:
+    setup = forty(tmp_path, ("epochs = 5", "epochs = 5\nmax_steps = 10"))
+    launch(setup.training).completed()
+    (setup.data / "0001.txt").unlink()
+    (setup.data / "0001.png").unlink()
+    setup.edit("training", ("max_steps = 10", "max_steps = 20"))
+    again = launch(setup.training, "--resume_from_checkpoint").completed()
+    assert "[CACHE] Fingerprint changed, deleting existing cache files\n" in again.out
+    assert "The data set or the global batch has changed: epoch 2 begins again\n" in again.out
+    assert "Resuming at epoch: 2, step: 11\n" in again.out
+
+
+@pytest.mark.parametrize(
+    ("flag", "first_rate"),
+    [("", 1e-3), ("--reset_optimizer_params", 3e-3), ("--reset_optimizer", 3e-3)],
+    ids=["kept", "parameters reset", "reset"],
+)
+def test_another_learning_rate_needs_a_flag(
+    launch: Launch, tmp_path: Path, flag: str, first_rate: float
+) -> None:
+    setup = make_setup(tmp_path, ("'cosine'", "'constant'"), ("epochs = 4", "epochs = 2"))
+    launch(setup.training).completed()
+    setup.edit("training", ("epochs = 2", "epochs = 3"), ("lr = 1e-3", "lr = 3e-3"))
+    launch(setup.training, "--resume_from_checkpoint", *([flag] if flag else [])).completed()
+    rates = scalars(setup.run_dir, "train/lr")
+    assert rates[4] == pytest.approx(1e-3)
+    assert rates[5] == rates[6] == pytest.approx(first_rate)
