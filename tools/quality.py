@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "directory", type=Path, nargs="?", default=Path(".quality"), help="removed at the start"
     )
-    parser.add_argument("--concept", default="star", help="what the adapter's base has never seen")
+    parser.add_argument("--concept", default="yellow", help="what the adapter's base has never seen")
     arguments = parser.parse_args()
     root: Path = arguments.directory.resolve()
     shutil.rmtree(root, ignore_errors=True)

@@ -4,7 +4,7 @@ Why: an adapter is some hundred kilobytes, trains on a handful of pictures, and 
 peft knows how to put it into a model, and its files (`adapter_model.safetensors`, `adapter_config.json`) are
 those that other programs read. An adapter says which base it is for, and is refused on any other.
 
-Known gap: LoRA only; convolutions are left as they are; the base must still lie where it lay.
+Known gap: LoRA only; the base must still lie where it lay.
 """
 
 from collections.abc import Iterable
@@ -22,19 +22,21 @@ from dpiped.trainer.model_config import AdapterConfig
 from dpiped.trainer.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dpiped.trainer.table import ConfigError
 
+ADAPTED = (nn.Linear, nn.Embedding, nn.Conv2d)
+LEFT_ALONE = ("modulation", "depthwise")
+"""A third of all parameters, and worth none of them: an adapter learned no better with these."""
 PREFIX = "base_model.model."
 _NAME = ".default"
 """What peft puts behind the names of an adapter's parameters inside a model."""
 
 
 def peft_config(config: AdapterConfig, layers: Iterable[Layer]) -> LoraConfig:
-    """LoRA on every linear layer and on the words, but for `exclude_modules`. Raises ConfigError."""
-    kinds = (nn.Linear, nn.Embedding)
+    """LoRA on all that can be adapted, but for `exclude_modules`. Raises ConfigError."""
     names = [
         f"{index}.{name}"
         for index, layer in enumerate(layers)
         for name, module in layer.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, ADAPTED) and name.split(".")[-1] not in LEFT_ALONE
     ]
     wanted = [name for name in names if not any(_is_in(name, part) for part in config.exclude)]
     unknown = [part for part in config.exclude if not any(_is_in(name, part) for name in names)]
