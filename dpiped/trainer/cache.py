@@ -186,7 +186,8 @@ def _decode_all(source: Source, scan: Scan, aside: Path, workers: int, progress:
                 sizes.setdefault(name, []).append(item.path.name)
     if unreadable and (not source.directory.skip_unreadable or not sizes):
         raise ConfigError(
-            f"{source.field}: {len(unreadable)} of {len(scan.items)} images can't be read: "
+            f"{source.field}: {len(unreadable)} of {len(scan.items)} images in "
+            f"{source.directory.path} can't be read: "
             f"{', '.join(unreadable[:20])} (skip_unreadable = true would go on without them)"
         )
     items = [item.path.name for item in scan.items if item.path.name not in set(unreadable)]
