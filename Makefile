@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find dpiped dpipectl -name '*.py')
 
-.PHONY: demo test check quality docs clean
+.PHONY: demo test check bench quality docs clean
 
 demo: $(VENV)/.project
 	$(BIN)/python tools/demo.py
@@ -17,6 +17,9 @@ check: $(VENV)/.project
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.project
+	$(BIN)/python -m tools.bench
 
 quality: $(VENV)/.project
 	$(BIN)/python -m tools.quality
