@@ -8,7 +8,7 @@ SOURCES := $(shell find dpiped dpipectl -name '*.py')
 .PHONY: demo test check bench quality docs clean
 
 demo: $(VENV)/.project
-	$(BIN)/python tools/demo.py
+	$(BIN)/python -m tools.demo
 
 test: $(VENV)/.project check
 	$(BIN)/python -m pytest

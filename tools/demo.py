@@ -24,6 +24,7 @@ ROOT = Path(sys.argv[1] if len(sys.argv) > 1 else ".demo").resolve()
 BIN = Path(sys.executable).parent
 SETTINGS = ("DIFFPIPE_", "NUM_GPUS", "TENSORBOARD_", "TRAINPILOT_", "KOHYA_", "AI_TOOLKIT_")
 """The user's own daemon may be set up by these; the demo's is not."""
+LEAST_COLOUR = 0.9
 STEP = re.compile(r"steps: \d+ loss: (\S+) ")
 
 
@@ -100,9 +101,18 @@ def look_at(env: dict[str, str], name: str) -> int:
     say(f"loss: {first:.4f} in the first tenth, {final:.4f} in the last ({final / first:.0%})")
     say(f"TensorBoard listed the run as diffpipe/{name}" if listed else "TensorBoard did not list the run")
     say(f"samples: {len(samples)} pictures, the last is {samples[-1]}" if samples else "there are no samples")
+    colour, _, both = judged(train_dir)
+    say(f"of new pictures {colour:.0%} have the colour of their caption, {both:.0%} the colour and the shape")
     say("to look again:")
     say(f"  {BIN / 'tensorboard'} --logdir {env['WORKSPACE_ROOT']}/logs/tensorboard")
-    return 0 if final <= first / 2 and listed and samples else 1
+    return 0 if final <= first / 2 and listed and samples and colour >= LEAST_COLOUR else 1
+
+
+def judged(train_dir: Path) -> tuple[float, float, float]:
+    """Of pictures drawn for captions from all over the example: right colour, right shape, both."""
+    from tools import quality  # imports torch
+
+    return quality.drawn(train_dir, quality.some_captions(lambda *_: True, 48))[1]
 
 
 def losses(lines: list[str]) -> tuple[float, float]:

@@ -106,13 +106,11 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def some_captions(wanted: Callable[[str, str], bool]) -> list[str]:
+def some_captions(wanted: Callable[[str, str], bool], count: int = CAPTIONS) -> list[str]:
     """All wanted kinds in turn, in sizes and places drawn by a seed of their own."""
     kinds = [kind for kind in example.kinds() if wanted(*kind)]
     generator = random.Random(1)
-    return [
-        example.caption(*kinds[index % len(kinds)], *example.choose(generator)) for index in range(CAPTIONS)
-    ]
+    return [example.caption(*kinds[index % len(kinds)], *example.choose(generator)) for index in range(count)]
 
 
 def fresh(run: Path) -> tuple[torch.nn.Module, Any]:
