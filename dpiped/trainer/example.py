@@ -103,7 +103,7 @@ LENGTHS = {
     ),
 }
 LORA = Length(
-    "An adapter on a few pictures: one to two minutes on two CPU cores.", 10, 6, 40, 16, 20, 20, "1e-3"
+    "An adapter on a few pictures: one to two minutes on two CPU cores.", 10, 6, 60, 16, 20, 20, "1e-3"
 )
 
 
