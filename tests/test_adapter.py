@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 - what needs torch is imported only where torch is
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -222,8 +223,39 @@ def test_a_checkpoint_of_an_adapter_is_resumed_as_one(
 
     setup.edit("training", ("rank = 4", "rank = 2"))
     assert "that of an adapter of rank 4, the config asks for an adapter of rank 2" in resumed()
+    setup.edit("training", ("rank = 2", "rank = 4"))
+    checkpoint = base / "epoch2"
+    setup.edit("training", (f"checkpoint_path = '{base}'", f"checkpoint_path = '{checkpoint}'"))
+    assert f"the checkpoint's adapter is trained on {base / 'epoch4'}, not on {checkpoint}" in resumed()
+    described = setup.run_dir / "adapter_config.json"
+    whole = described.read_text()
+    described.write_text(whole[:50])
+    assert f"{described} can't be read" in resumed()
+    described.write_text(whole)
+    setup.edit("training", ("rank = 4", "rank = 2"))
     setup.edit("training", ("[adapter]\ntype = 'lora'\nrank = 2\n\n", ""))
     assert "that of an adapter of rank 4, the config asks for a full training" in resumed()
+
+
+def test_a_resumed_adapter_keeps_its_base_and_its_modules(launch: Launch, base: Path, tmp_path: Path) -> None:
+    """Also when its base, named by the run directory, has been trained further since."""
+    further = tmp_path / "further"
+    shutil.copytree(base, further)
+    setup = adapted(tmp_path / "adapter", further, ("'cosine'", "'constant'"))
+    setup.add("max_steps = 3")
+    launch(setup.training).completed()
+    shutil.copytree(further / "epoch4", further / "epoch9")
+    os.utime(further / "epoch9/model.safetensors")
+    setup.edit("training", ("max_steps = 3\n", ""))
+    launch(setup.training, "--resume_from_checkpoint").completed()
+    for folder in (setup.run_dir, setup.run_dir / "epoch4"):
+        described = json.loads((folder / "adapter_config.json").read_text())
+        assert described["base_model_name_or_path"] == str(further / "epoch4")
+    setup.edit("training", ("rank = 4", "rank = 4\nexclude_modules = ['stem']"), ("epochs = 4", "epochs = 5"))
+    training = launch(setup.training, "--resume_from_checkpoint")
+    assert training.finish() == 1
+    assert "adapter.exclude_modules is not what the checkpoint's adapter was begun with" in training.err
+    assert "Traceback" not in training.err
 
 
 def test_a_saved_adapter_without_its_base_says_so(trained: Setup, tmp_path: Path) -> None:

@@ -45,10 +45,16 @@ def test_every_picture_shows_the_colour_of_its_caption(tmp_path: Path) -> None:
         assert sum(distance < 20 for distance in distances) > 10, path
 
 
-def test_an_earlier_example_is_replaced(tmp_path: Path) -> None:
+def test_an_earlier_example_is_replaced_with_a_training_s_cache(tmp_path: Path) -> None:
     write_example(tmp_path, 20, 16)
+    (tmp_path / "cache/dpiped/0123").mkdir(parents=True)
+    (tmp_path / "cache/dpiped/0123/text.json").write_text("{}")
     write_example(tmp_path, 8, 16)
     assert len(list(tmp_path.glob("*.png"))) == 8
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "cache/mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds other files too, cache for one"):
+        write_example(tmp_path, 8, 16)
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -70,7 +76,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("length", "repeats"), [("quick", 1), ("demo", 4), ("full", 1)])
 def test_configs_are_toml_with_absolute_paths(tmp_path: Path, length: str, repeats: int) -> None:
-    data = tmp_path / 'it\'s a "data" folder'
+    data = tmp_path / 'it\'s a "data" folder \U0001f600'
     training = tomllib.loads(
         write_configs(tmp_path / "configs", data, tmp_path / "out", length=length).read_text("utf-8")
     )
@@ -92,6 +98,8 @@ def test_command_shows_only_what_it_is_told_to(tmp_path: Path, capsys: pytest.Ca
     assert all("yellow" in caption for caption in captions_of(tmp_path / "b"))
     assert cli.main(["example", str(tmp_path / "c"), "--only", "purple"]) == 1
     assert "a concept is one of circle, square, " in capsys.readouterr().err
+    assert cli.main(["example", str(tmp_path / "c"), "--only", "star", "--without", "star"]) == 1
+    assert "there is nothing that is star and not star" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
 

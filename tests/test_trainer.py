@@ -149,6 +149,8 @@ def test_a_saved_model_can_be_sampled(finished: Finished, tmp_path: Path) -> Non
     assert cli.main(["sample", "--run", str(tmp_path), *arguments]) == 1
     for size in ("30x16", "16", "0x16", "16x-16"):
         assert cli.main(["sample", "--run", str(finished.setup.run_dir), f"--size={size}", *arguments]) == 1
+    nameless = [*arguments, "--out", str(tmp_path / "star")]
+    assert cli.main(["sample", "--run", str(finished.setup.run_dir), *nameless]) == 1
 
 
 def test_save_writes_a_checkpoint_and_goes_on(launch: Launch, setup: Setup) -> None:
@@ -169,6 +171,32 @@ def test_save_writes_a_checkpoint_and_goes_on(launch: Launch, setup: Setup) -> N
     assert "Resuming at epoch: 76, step: 151\n" in again.out
     assert not STEP_LINE.search(again.out)
     assert "TRAINING COMPLETE!" in again.out
+
+
+def test_the_files_may_change_and_a_lost_last_model_is_made_up(launch: Launch, setup: Setup) -> None:
+    """What is saved says what was trained with, whatever became of the user's own files since."""
+    evaluation = setup.training.parent / "eval" / "dataset.toml"
+    evaluation.parent.mkdir()
+    evaluation.write_text(setup.dataset.read_text() + "# for evaluation\n")
+    setup.add(f"eval_datasets = [{{name = 'held/out', config = '{evaluation}'}}]", "eval_every_n_epochs = 9")
+    setup.edit("training", ("epochs = 4", "epochs = 100"))
+    content, dataset = setup.training.read_bytes(), setup.dataset.read_bytes()
+    training = launch(setup.training)
+    wait_until(lambda: "steps: 1 " in training.out, "step 1", deadline=90)
+    setup.training.rename(setup.training.with_name("mine.toml"))
+    setup.dataset.write_text("something else")
+    training.completed()
+    for folder in (setup.run_dir, setup.run_dir / "epoch100"):
+        assert (folder / "training.toml").read_bytes() == content
+        assert (folder / "dataset.toml").read_bytes() == dataset
+        assert (folder / "held_out_dataset.toml").read_bytes() == evaluation.read_bytes()
+
+    setup.training.write_bytes(content)
+    setup.dataset.write_bytes(dataset)
+    shutil.rmtree(setup.run_dir / "epoch100")
+    again = launch(setup.training, "--resume_from_checkpoint").completed()
+    assert "Saving model to directory epoch100\n" in again.out
+    assert (setup.run_dir / "epoch100/model.safetensors").is_file()
 
 
 def test_photographs_and_odd_images(launch: Launch, setup: Setup, tmp_path: Path) -> None:

@@ -67,6 +67,10 @@ def test_what_the_keys_ask_for() -> None:
     assert read("size_buckets = [[32, 16, 1], [16, 32, 1]]").buckets(4).sizes == ((32, 16), (16, 32))
     ratios = "enable_ar_bucket = true\nmin_ar = 0.5\nmax_ar = 2\nnum_ar_buckets = 3\n"
     assert read(f"resolutions = [32]\n{ratios}").buckets(4).sizes == ((24, 44), (32, 32), (44, 24))
+    assert read(f"resolutions = [32]\n{ratios}".replace("true", "false")).buckets(4).sizes == ((32, 32),)
+    assert read("resolutions = [[40, 24]]").unfit(16) is None, "an area may be any; the bucket is rounded"
+    assert read("resolutions = [[40, 24]]").buckets(16).sizes == ((32, 32),)
+    assert read("resolutions = [40]").unfit(16) == 40
     pairs = "enable_ar_bucket = true\nar_buckets = [[48, 24], [24, 48]]"
     assert read(f"resolutions = [32]\n{pairs}").buckets(4).sizes == ((48, 24), (24, 48))
     asked = read("resolutions = [32, 64]\nenable_ar_bucket = true\nar_buckets = [1.0, 2]")
@@ -80,7 +84,7 @@ def test_what_the_keys_ask_for() -> None:
 def test_numbers_for_sizes_are_those_of_the_nearest_side() -> None:
     number = ForSize(((512, 4), (1024, 1)))
     assert [number(size) for size in ((512, 512), (640, 384), (1024, 1024), (2000, 2000))] == [4, 4, 1, 1]
-    assert number.most == 4
+    assert ForSize((), (((24, 44), 3), ((44, 24), 5)))((44, 24)) == 5
 
 
 # Folders and pictures
@@ -248,10 +252,89 @@ def test_unreadable_pictures_are_refused_or_skipped(setup: Setup) -> None:
     opened = fill(found)
     assert [path.name for path in opened.unreadable] == ["0002.png", "0005.png"]
     assert len(opened.rows[16, 16]) == 6
+    setup.edit("dataset", ("skip_unreadable = true", "skip_unreadable = false"))
+    with pytest.raises(ConfigError, match="2 of 8 images"):
+        fill(source(setup))
     for path in setup.data.glob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"8 of 8 images in .* can't be read"):
         fill(Source(found.directory, found.buckets, "here", dataset.scan(found.directory, "here")))
+
+
+def test_one_folder_by_two_names_is_locked_once(setup: Setup, tmp_path: Path) -> None:
+    """Else it would wait for itself for ever."""
+    (tmp_path / "link").symlink_to(setup.data)
+    first = source(setup)
+    setup.edit("dataset", (str(setup.data), str(tmp_path / "link")))
+    second = source(setup)
+    assert first.place != second.place
+    with cache.locked([first, second]):
+        for each in (first, second):
+            cache.cache_pictures(each, False, 2, lambda what, _: iter(what))
+            cache.cache_captions(each, False)
+    assert (cache.load(first).pixels[16, 16] == cache.load(second).pixels[16, 16]).all()
+
+
+def test_no_more_pictures_are_decoded_than_are_written_soon(tmp_path: Path) -> None:
+    """Else a slow disk and a large folder would fill the memory."""
+    setup = make_setup(tmp_path, images=60)
+    most = 0
+    decoded: list[Path] = []
+    decode = dataset.decode
+
+    def watch(path: Path, sizes: Buckets) -> Any:
+        decoded.append(path)
+        return decode(path, sizes)
+
+    def slowly(what: Any, _: int) -> Any:
+        nonlocal most
+        for number, each in enumerate(what):
+            most = max(most, len(decoded) - number)
+            yield each
+
+    found = source(setup)
+    with pytest.MonkeyPatch.context() as patch, cache.locked([found]):
+        patch.setattr(dataset, "decode", watch)
+        cache.cache_pictures(found, False, 2, slowly)
+    assert len(decoded) == 60
+    assert most <= 8
+
+
+def test_names_and_captions_may_hold_anything(setup: Setup) -> None:
+    names = ["a\udce9.png", "two words.png", "\U0001f600.png"]
+    for name in names:
+        Image.new("RGB", (16, 16)).save(setup.data / "new.png")
+        (setup.data / "new.png").rename(setup.data / name)
+    (setup.data / "captions.json").write_text(json.dumps({name: ["a \ud83d star"] for name in names}))
+    opened = fill(source(setup))
+    assert sorted(item.path.name for item in opened.scan.items) == sorted(names)
+    assert {item.captions for item in opened.scan.items} == {("a \ud83d star",)}
+    words = text.build_vocabulary(["a \ud83d star"])
+    assert (
+        text.Tokenizer(words, 4).encode("a \ud83d comet")[:2]
+        == text.Tokenizer(words, 4).encode("a \ud83d")[:2]
+    )
+
+
+def test_a_byte_order_mark_is_no_caption(setup: Setup) -> None:
+    (setup.data / "0000.txt").write_bytes(b"\xef\xbb\xbfa red star")
+    (setup.data / "0001.txt").write_bytes(b"\xef\xbb\xbf")
+    found = dataset.scan(directory(setup), "here")
+    assert found.items[0].captions == ("a red star",)
+    assert [path.name for path in found.without_caption] == ["0001.png"]
+
+
+def test_broken_camera_data_does_not_cost_the_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.jpg", exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    at = whole.index(b"Exif") + 6
+    for cut in range(40):
+        broken = whole[:at] + bytes((cut * 37 + place) % 256 for place in range(20)) + whole[at + 20 :]
+        (tmp_path / "a.jpg").write_bytes(broken)
+        ((_, pixels),) = dataset.decode(tmp_path / "a.jpg", Buckets((((16, 16),),)))
+        assert pixels[8, 8, 0] > 200
 
 
 def test_two_trainings_take_turns(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,7 +428,7 @@ def test_small_buckets_are_dropped_and_steps_of_all_others_mixed(tmp_path: Path)
         Image.new("RGB", (32, 16) if number < 9 else (16, 16) if number < 19 else (16, 32)).save(path)
     found = example_buckets(setup, "enable_ar_bucket = true", "ar_buckets = [0.5, 1.0, 2.0]")
     made = batches.Batches(found, text.Tokenizer((), 1), layout(2, 1, 1, 0), batches.Draw(0, 0.0, True))
-    assert [count for _, _, count, _ in made.plan] == [1, 10, 9]
+    assert [bucket[2] for bucket in made.plan] == [1, 10, 9]
     assert made.dropped == [found[0]]
     assert made.steps_per_epoch == 5 + 4
     orders = [[made.step(epoch, number).bucket for number in range(9)] for epoch in (1, 2)]
@@ -374,6 +457,47 @@ def test_quantiles_are_points_of_the_times_that_training_draws() -> None:
         time = batches.Draw(0, 0.0, True, quantile).time(9.9, 9.9)
         assert time == pytest.approx(drawn[int(quantile * 4000)], abs=0.02)
         assert batches.Draw(0, 0.0, False, quantile).time(9.9, 9.9) == quantile
+
+
+def test_a_plan_tells_captions_order_and_batches(setup: Setup) -> None:
+    def plan(micro: int = 1, seed: int = 0) -> list[list[int | str]]:
+        return batches.Batches(
+            example_buckets(setup),
+            text.Tokenizer((), 1),
+            layout(micro, 1, 1, 0),
+            batches.Draw(seed, 0.0, True),
+        ).plan
+
+    first = plan()
+    assert first == plan() != plan(2) and first != plan(seed=1)
+    (setup.data / "0000.txt").write_text("another")
+    assert first != plan()
+
+
+def test_only_numbers_that_occur_count(setup: Setup) -> None:
+    how = batches.Layout(ForSize(((16, 2), (512, 64))), 2, 1, 0)
+    made = batches.Batches(example_buckets(setup), text.Tokenizer((), 1), how, batches.Draw(0, 0.0, True))
+    assert (made.largest_micro, made.largest) == (2, 4)
+
+
+def test_an_evaluation_looks_at_all_buckets_that_it_can(tmp_path: Path) -> None:
+    """Mirrored buckets have equal sides, and each its own number of pictures."""
+    from dpiped.trainer.evaluation import Evaluation
+
+    setup = make_setup(tmp_path, images=14)
+    for number, path in enumerate(sorted(setup.data.glob("*.png"))):
+        Image.new("RGB", (32, 16) if number < 8 else (16, 32) if number < 13 else (16, 16)).save(path)
+    found = example_buckets(setup, "enable_ar_bucket = true", "ar_buckets = [0.5, 1.0, 2.0]")
+    tokens, draw = text.Tokenizer((), 1), batches.Draw(0, 0.5, True)
+    evaluation = Evaluation({"x": found}, tokens, layout(8, 1, 2, 0), draw)
+    (left_out,) = evaluation.left_out
+    assert "x: size bucket (16, 16, 1) is being completely dropped: it has 1 examples for 2" in left_out
+    (made,) = {len(each) for each in evaluation._sets.values()}
+    assert made == 9
+    plan = evaluation._sets["x"][0].plan
+    assert sorted((bucket[2], bucket[3]) for bucket in plan) == [(5, 4), (8, 8)]
+    with pytest.raises(ConfigError, match="eval_datasets: x: size bucket"):
+        Evaluation({"x": [found[1]]}, tokens, layout(8, 1, 2, 0), draw)
 
 
 def test_the_patch_size_follows_the_largest_picture(setup: Setup) -> None:

@@ -9,10 +9,11 @@ from tests.trainings import Setup, need_trainer
 
 need_trainer()
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from dpiped.trainer import config, flow, optimizer, saving, text
+from dpiped.trainer import config, flow, optimizer, preview, saving, text
 from dpiped.trainer.model import Velocity, build_layers
 from dpiped.trainer.spec import ModelSpec
 
@@ -96,10 +97,10 @@ def test_average_follows_and_comes_back() -> None:
 def test_an_interrupted_save_leaves_no_model(tmp_path: Path) -> None:
     weights = {"x": torch.ones(2)}
     with pytest.raises(FileNotFoundError):
-        saving.save_model(tmp_path / "epoch1", weights, "float32", SPEC, [tmp_path / "missing.toml"])
+        saving.save_model(tmp_path / "epoch1", weights, "float32", SPEC, {"no/such/folder.toml": b""})
     assert not (tmp_path / "epoch1").exists()
-    saving.save_model(tmp_path / "epoch1", weights, "float32", SPEC, [])
-    saving.save_model(tmp_path / "epoch1", {"x": torch.zeros(2)}, "bfloat16", SPEC, [])
+    saving.save_model(tmp_path / "epoch1", weights, "float32", SPEC, {})
+    saving.save_model(tmp_path / "epoch1", {"x": torch.zeros(2)}, "bfloat16", SPEC, {"a.toml": b"x"})
     assert [path.name for path in tmp_path.iterdir()] == ["epoch1"]
     assert not load_file(tmp_path / "epoch1" / "model.safetensors")["x"].any()
 
@@ -121,3 +122,25 @@ def test_tokens_have_one_length_and_know_unknown_words() -> None:
     assert text.spare("cat") != text.spare("dog")
     assert tokens.encode("  ") == tokens.null() == [text.NULL, 0, 0, 0]
     assert len(tokens.encode("a red star, big red dot")) == 4
+
+
+def test_many_captions_are_drawn_as_few_are() -> None:
+    """In parts, which must not show."""
+    torch.manual_seed(0)
+    model = Velocity(SPEC)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    many = flow.sample(model, SPEC, ["red", "star"] * 6, steps=2, guidance=2.0, seed=3)
+    assert many.shape == (12, 16, 16, 3)
+    few = flow.sample(model, SPEC, ["red", "star"], steps=2, guidance=2.0, seed=3)
+    assert np.abs(many[:2].astype(int) - few).max() <= 1
+    assert np.abs(many[2:4].astype(int) - few).max() > 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 32), (32, 16), (200, 100), (16, 16)])
+def test_a_contact_sheet_keeps_the_pictures_shape(height: int, width: int) -> None:
+    pictures = np.zeros((3, height, width, 3), np.uint8)
+    sheet = np.asarray(preview.contact_sheet(pictures, ["a", "b", "c"]))
+    black = (sheet[:, : sheet.shape[1] // 3] == 0).all(-1)
+    rows, columns = black.sum(1).max(), black.sum(0).max()
+    assert columns / rows == pytest.approx(height / width, rel=0.1)

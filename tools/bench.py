@@ -88,7 +88,7 @@ def steps(training: Path) -> float:
     settings, batches = ready(training)
     spec = settings.model_spec(build_vocabulary(["a red star"]), 16)
     module = engine.pipeline(settings, build_layers(spec, 1))
-    made = engine.build(settings, module, batches.layout, STEPS)
+    made = engine.build(settings, module, batches, STEPS)
     average = Average(made.module, 0.999)
     plain = torch.nn.Sequential(*build_layers(spec, 1))
     plain_optimizer = optimizer.make(settings.optimizer, plain.parameters())

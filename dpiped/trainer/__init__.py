@@ -8,5 +8,5 @@ It is started by path (`train.py`) by a launcher that may live in another virtua
 only torch, deepspeed, tensorboard, pillow, safetensors, numpy and the standard library, and nothing else
 of this package. Nothing outside this folder may import torch.
 
-Known gap: full training of its own model only; no adapters, no aspect-ratio buckets, no evaluation sets.
+Known gap: its own small model only; no pretrained ones, no videos.
 """

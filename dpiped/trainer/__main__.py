@@ -54,7 +54,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     draw.add_argument("--caption", action="append", required=True, help="may be given several times")
     draw.add_argument("--out", type=Path, required=True, help="the picture to write")
-    draw.add_argument("--steps", type=int, default=25)
+    draw.add_argument("--steps", type=_count, default=25)
     draw.add_argument("--guidance", type=float, default=2.5)
     draw.add_argument(
         "--size", metavar="WxH", help="pixels of each picture (default: the model's resolution)"
@@ -100,6 +100,11 @@ def _example(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from PIL import Image
+
+    Image.init()
+    if arguments.out.suffix.lower() not in Image.EXTENSION:
+        raise ConfigError(f"--out takes the name of a picture (.png), not {arguments.out.name}")
     from dpiped.trainer import flow, preview, saving  # imports torch
 
     model, spec = saving.load_model(saved.find(arguments.run))

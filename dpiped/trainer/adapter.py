@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dpiped.trainer.model import Layer
 from dpiped.trainer.model_config import AdapterConfig
-from dpiped.trainer.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dpiped.trainer.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from dpiped.trainer.table import ConfigError
 
 ADAPTED = (nn.Linear, nn.Embedding, nn.Conv2d)
@@ -104,6 +104,13 @@ def write_config(config: LoraConfig, directory: Path, base: Path) -> None:
     """Writes adapter_config.json, which names the base."""
     config.base_model_name_or_path = str(base)
     config.save_pretrained(str(directory))
+
+
+def check_same(config: LoraConfig, directory: Path) -> None:
+    """Raises ConfigError if the adapter described there is put on other modules."""
+    before = adapter_config(directory).get("target_modules")
+    if set(before or ()) != set(config.target_modules or ()):
+        raise ConfigError("adapter.exclude_modules is not what the checkpoint's adapter was begun with")
 
 
 def load(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

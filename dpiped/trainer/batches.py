@@ -7,8 +7,11 @@ on exactly, and one rank, two ranks or two pipeline stages train on the same exa
 Known gap: changing the data set or the global batch between a save and a resume restarts the epoch.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +41,6 @@ class Layout:
 
     def global_batch(self, size: Size) -> int:
         return self.micro(size) * self.accumulation * self.replicas
-
-    @property
-    def largest(self) -> int:
-        return self.micro.most * self.accumulation * self.replicas
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,16 @@ class Batches:
         self.layout = layout
         self._epoch: tuple[int, list[npt.NDArray[np.int64]], list[Step]] | None = None
 
-    @property
-    def plan(self) -> list[list[int]]:
-        """(width, height, examples, global batch) of each bucket; equal plans have equal epochs."""
+    @cached_property
+    def plan(self) -> list[list[int | str]]:
+        """(width, height, examples, global batch, digest) of each bucket; equal plans have equal epochs."""
         return [
-            [*bucket.size, len(bucket.examples), self.layout.global_batch(bucket.size)]
+            [
+                *bucket.size,
+                len(bucket.examples),
+                self.layout.global_batch(bucket.size),
+                _digest(self._draw.seed, bucket),
+            ]
             for bucket in self._buckets
         ]
 
@@ -98,7 +102,18 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        return sum(count // batch for _, _, count, batch in self.plan)
+        layout = self.layout
+        return sum(len(each.examples) // layout.global_batch(each.size) for each in self._buckets)
+
+    @property
+    def largest_micro(self) -> int:
+        """The largest micro batch that occurs."""
+        return max(self.layout.micro(each.size) for each in self._buckets if each not in self.dropped)
+
+    @property
+    def largest(self) -> int:
+        """The largest global batch that occurs."""
+        return self.largest_micro * self.layout.accumulation * self.layout.replicas
 
     def step(self, epoch: int, number: int) -> Step:
         """The step `number` (from 0) of an epoch."""
@@ -140,6 +155,12 @@ class Batches:
         dropped = generator.random() < self._draw.uncond
         ids = self._tokenizer.null() if dropped else self._tokenizer.encode(caption(example, generator))
         return clean, noise, time, ids
+
+
+def _digest(seed: int, bucket: Bucket) -> str:
+    """Of all that decides what is drawn from a bucket, but for the pictures' own pixels."""
+    parts = [(each.name, each.directory.caption_prefix, each.caption) for each in bucket.examples]
+    return hashlib.sha256(json.dumps([seed, parts]).encode()).hexdigest()[:16]
 
 
 def caption(example: Example, generator: np.random.Generator) -> str:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpiped.trainer.table import Table
+from dpiped.trainer.table import ConfigError, Table
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-LEAST = 8
+LEAST, MOST = 8, 65536
+AR_KEYS = ("ar_buckets", "min_ar", "max_ar", "num_ar_buckets")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Asked:
 
     sizes: tuple[Size, ...] = ()
     sides: tuple[float, ...] = ()
+    squares: tuple[float, ...] = ()
+    """Those of the sides that are meant as they stand."""
     ratios: tuple[float, ...] = ()
 
     @property
@@ -73,17 +76,18 @@ class Asked:
         for size in self.sizes:
             if size[0] % multiple or size[1] % multiple:
                 return size
-        squares = self.sides if self.ratios == (1.0,) else ()
-        return next((side for side in squares if side % multiple), None)
+        return next((side for side in self.squares if side % multiple), None)
 
 
 def read(table: Table) -> Asked:
     """The keys that say how large pictures are. Raises ConfigError naming the key."""
     if "size_buckets" in table:
         return Asked(sizes=_size_buckets(table))
-    sides = _sides(table)
+    sides, squares = _sides(table)
     if not table.flag("enable_ar_bucket", False):
-        return Asked(sides=sides, ratios=(1.0,))
+        for key in AR_KEYS:
+            table.raw(key)
+        return Asked(sides=sides, squares=squares, ratios=(1.0,))
     ratios = _ratios(table)
     if any(isinstance(ratio, tuple) for ratio in ratios):
         return Asked(sizes=tuple(ratio for ratio in ratios if isinstance(ratio, tuple)))
@@ -91,9 +95,9 @@ def read(table: Table) -> Asked:
 
 
 def _size_buckets(table: Table) -> tuple[Size, ...]:
-    takes = f"a list of [width, height, 1] in pixels, from {LEAST} on"
+    takes = f"a list of [width, height, 1] in pixels, from {LEAST} to {MOST}"
     value = table.raw("size_buckets")
-    for key in ("resolutions", "enable_ar_bucket", "ar_buckets", "min_ar", "max_ar", "num_ar_buckets"):
+    for key in ("resolutions", "enable_ar_bucket", *AR_KEYS):
         table.raw(key)
     if not isinstance(value, list) or not value:
         raise table.refuse("size_buckets", value, takes)
@@ -103,10 +107,10 @@ def _size_buckets(table: Table) -> tuple[Size, ...]:
     return tuple((width, height) for width, height, _ in value)
 
 
-def _sides(table: Table) -> tuple[float, ...]:
-    """Sides of squares; a pair of width and height stands for its area."""
+def _sides(table: Table) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Sides of squares, and those of them that are no pairs; a pair stands for its area."""
     value = table.raw("resolutions")
-    takes = f"a list of sides or of [width, height] in pixels, from {LEAST} on"
+    takes = f"a list of sides or of [width, height] in pixels, from {LEAST} to {MOST}"
     if not isinstance(value, list) or not value:
         raise table.refuse("resolutions", value, takes)
     sides = []
@@ -115,7 +119,8 @@ def _sides(table: Table) -> tuple[float, ...]:
         if not _whole(pair, 2):
             raise table.refuse("resolutions", value, takes)
         sides.append(math.sqrt(pair[0] * pair[1]))
-    return tuple(dict.fromkeys(sides))
+    whole = [float(entry) for entry in value if not isinstance(entry, list)]
+    return tuple(dict.fromkeys(sides)), tuple(whole)
 
 
 def _whole(entry: object, count: int) -> bool:
@@ -123,7 +128,7 @@ def _whole(entry: object, count: int) -> bool:
     if not isinstance(entry, list) or len(entry) != count:
         return False
     numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in entry)
-    return numbers and min(entry[:2]) >= LEAST
+    return numbers and min(entry[:2]) >= LEAST and max(entry[:2]) <= MOST
 
 
 def _ratios(table: Table) -> Sequence[float | Size]:
@@ -137,6 +142,8 @@ def _ratios(table: Table) -> Sequence[float | Size]:
             raise table.refuse(
                 missing, None, "a number above 0, as enable_ar_bucket is on without ar_buckets"
             )
+        if low < 0.01 or high > 100:
+            raise ConfigError(f"{table.name}min_ar and max_ar take numbers from 0.01 to 100")
         if low > high:
             raise table.refuse("min_ar", low, f"at most max_ar ({high:g})")
         steps = [index / max(count - 1, 1) for index in range(count)]
@@ -145,7 +152,10 @@ def _ratios(table: Table) -> Sequence[float | Size]:
         if all(_whole(entry, 2) for entry in value):
             return [(width, height) for width, height in value]
         if all(
-            isinstance(entry, int | float) and not isinstance(entry, bool) and entry > 0 for entry in value
+            isinstance(entry, int | float) and not isinstance(entry, bool) and 0.01 <= entry <= 100
+            for entry in value
         ):
             return [float(entry) for entry in value]
-    raise table.refuse("ar_buckets", value, "a list of ratios, or one of [width, height] in pixels")
+    raise table.refuse(
+        "ar_buckets", value, "a list of ratios (from 0.01 to 100), or one of [width, height] in pixels"
+    )

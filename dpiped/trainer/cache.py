@@ -14,23 +14,24 @@ import fcntl
 import hashlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dpiped.trainer import dataset
 from dpiped.trainer.buckets import Buckets, Size
-from dpiped.trainer.data_config import Directory
+from dpiped.trainer.data_config import CACHE, Directory
 from dpiped.trainer.dataset import Item, Pixels, Scan
 from dpiped.trainer.output import say
 from dpiped.trainer.table import ConfigError
 
-PLACE = Path("cache") / "dpiped"
+_R = TypeVar("_R")
 FORMAT = 1
 Progress = Callable[[Iterable[Any], int], Iterator[Any]]
 """Passes on what it is given, so many in all, and may show how far it is."""
@@ -49,7 +50,7 @@ class Source:
     def place(self) -> Path:
         """Where its cache is: a folder for each choice of buckets."""
         settings = [FORMAT, self.buckets.groups, self.directory.skip_empty_caption]
-        return self.directory.path / PLACE / _digest(settings)[:12]
+        return self.directory.path / CACHE / _digest(settings)[:12]
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,26 @@ def is_there(source: Source) -> bool:
 def locked(sources: Iterable[Source]) -> Iterator[None]:
     """Keeps other trainings from changing these caches. Raises ConfigError if they can't be written to."""
     with ExitStack() as stack:
-        for place, field in sorted({source.place: source.field for source in sources}.items()):
-            try:
+        # A folder may be reached by several names; it is locked once, and all lock in the same order.
+        for place, source in sorted({source.place.resolve(): source for source in sources}.items()):
+            with writing(source):
                 place.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((place / "lock").open("w"))
-            except OSError as error:
-                raise ConfigError(f"{field}: the cache {place} can't be written: {error}") from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"Waiting for another training that caches {place.parents[2]}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    say(f"Waiting for another training that caches {source.directory.path}")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def writing(source: Source) -> Iterator[None]:
+    """What can't be written becomes a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{source.field}: the cache {source.place} can't be written: {error}") from error
 
 
 def cache_pictures(source: Source, regenerate: bool, workers: int, progress: Progress) -> None:
@@ -94,21 +103,22 @@ def cache_pictures(source: Source, regenerate: bool, workers: int, progress: Pro
         if found is not None:
             _say_existing(found, len(found["items"]))
         return
-    fingerprint = _digest([_stamp(item.path) for item in scan.items])
-    if found is not None and found["fingerprint"] == fingerprint and not regenerate:
+    with writing(source):
+        fingerprint = _digest([_stamp(item.path) for item in scan.items])
+    stale = regenerate or found is None or found["fingerprint"] != fingerprint
+    if found is not None and not stale and (source.directory.skip_unreadable or not found["unreadable"]):
         _say_existing(found, len(scan.items))
         return
     _say_new(found, fingerprint)
     aside = source.place / "latents.new"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        made = _decode_all(source, scan, aside, workers, progress)
-        _write(aside / "index.json", {"format": FORMAT, "fingerprint": fingerprint, **made})
-        shutil.rmtree(source.place / "latents", ignore_errors=True)
-        aside.replace(source.place / "latents")
-    except OSError as error:
-        raise ConfigError(f"{source.field}: the cache {source.place} can't be written: {error}") from error
+        with writing(source):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            made = _decode_all(source, scan, aside, workers, progress)
+            _write(aside / "index.json", {"format": FORMAT, "fingerprint": fingerprint, **made})
+            shutil.rmtree(source.place / "latents", ignore_errors=True)
+            aside.replace(source.place / "latents")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -131,10 +141,8 @@ def cache_captions(source: Source, regenerate: bool) -> None:
         _say_existing(found, len(scan.items))
         return
     _say_new(found, fingerprint)
-    try:
+    with writing(source):
         _write(source.place / "text.json", {"format": FORMAT, "fingerprint": fingerprint, **text})
-    except OSError as error:
-        raise ConfigError(f"{source.field}: the cache {source.place} can't be written: {error}") from error
 
 
 def load(source: Source) -> Cached:
@@ -174,8 +182,8 @@ def _decode_all(source: Source, scan: Scan, aside: Path, workers: int, progress:
     unreadable: list[str] = []
     with ExitStack() as files, ThreadPoolExecutor(workers) as pool:
         opened: dict[str, Any] = {}
-        results = progress(zip(scan.items, pool.map(decoded, scan.items), strict=True), len(scan.items))
-        for item, pictures in results:
+        results = _in_order(pool, decoded, scan.items, 4 * workers)
+        for item, pictures in progress(results, len(scan.items)):
             if pictures is None:
                 unreadable.append(item.path.name)
             for (width, height), pixels in pictures or ():
@@ -190,8 +198,28 @@ def _decode_all(source: Source, scan: Scan, aside: Path, workers: int, progress:
             f"{source.directory.path} can't be read: "
             f"{', '.join(unreadable[:20])} (skip_unreadable = true would go on without them)"
         )
-    items = [item.path.name for item in scan.items if item.path.name not in set(unreadable)]
+    dropped = set(unreadable)
+    items = [item.path.name for item in scan.items if item.path.name not in dropped]
     return {"items": items, "sizes": sizes, "unreadable": unreadable}
+
+
+def _in_order(
+    pool: Executor, work: Callable[[Item], _R], items: Iterable[Item], ahead: int
+) -> Iterator[tuple[Item, _R]]:
+    """Items with what became of them, at most so many being worked on: the rest of a large set can wait."""
+    waiting: deque[tuple[Item, Future[_R]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) >= ahead:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    finally:
+        for _, result in waiting:
+            result.cancel()
 
 
 def _pictures(place: Path) -> dict[str, Any] | None:
@@ -221,7 +249,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    aside.write_text(json.dumps(content), "utf-8")
     aside.replace(path)
 
 

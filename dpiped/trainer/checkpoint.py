@@ -7,7 +7,6 @@ in place and syncs nothing; here the files are synced and `latest` is replaced b
 Known gap: files are checked for being whole zip archives, not for their content.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from dpiped.trainer import spec
 from dpiped.trainer.config import TrainConfig
-from dpiped.trainer.saved import ADAPTER_CONFIG
+from dpiped.trainer.saved import ADAPTER_CONFIG, adapter_config, base_of
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.table import ConfigError
 
@@ -32,6 +31,8 @@ class Resume:
     run_dir: Path
     tag: str
     spec: ModelSpec
+    base: Path | None
+    """What an adapter is trained on; it stays the same, whatever was saved beside it since."""
 
 
 def find(config: TrainConfig, wanted: str | bool) -> Resume | None:
@@ -51,8 +52,7 @@ def find(config: TrainConfig, wanted: str | bool) -> Resume | None:
     different = spec.difference(config.model_spec(saved.vocabulary, saved.max_tokens), saved)
     if different:
         raise ConfigError(f"{FIELD}: the checkpoint's model {different}")
-    _same_adapter(config, run_dir)
-    return Resume(run_dir, tag, saved)
+    return Resume(run_dir, tag, saved, _same_adapter(config, run_dir))
 
 
 def _newest(output_dir: Path) -> Path:
@@ -89,15 +89,22 @@ def _incomplete(folder: Path, config: TrainConfig) -> str:
     )
 
 
-def _same_adapter(config: TrainConfig, run_dir: Path) -> None:
-    """An adapter can't go on as a full training, nor as an adapter of another rank."""
-    rank = None
-    if (run_dir / ADAPTER_CONFIG).is_file():
-        rank = json.loads((run_dir / ADAPTER_CONFIG).read_text("utf-8"))["r"]
+def _same_adapter(config: TrainConfig, run_dir: Path) -> Path | None:
+    """An adapter goes on as it is and on its own base, and a full training as one. Returns the base."""
+    described = adapter_config(run_dir) if (run_dir / ADAPTER_CONFIG).is_file() else None
+    rank = None if described is None else described.get("r")
     wanted = None if config.adapter is None else config.adapter.rank
     if rank != wanted:
         names = [f"an adapter of rank {value}" if value else "a full training" for value in (rank, wanted)]
         raise ConfigError(f"{FIELD}: the checkpoint is that of {names[0]}, the config asks for {names[1]}")
+    if described is None:
+        return None
+    base, asked = base_of(run_dir), config.model.checkpoint_path
+    if asked is not None and asked.resolve() not in (base.resolve(), base.resolve().parent):
+        raise ConfigError(
+            f"model.checkpoint_path: the checkpoint's adapter is trained on {base}, not on {asked}"
+        )
+    return base
 
 
 def publish(run_dir: Path, tag: str) -> None:

@@ -7,12 +7,14 @@ Known gap: only the first error is told.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpiped.trainer import data_config, model_config
+from dpiped.trainer.buckets import Size
 from dpiped.trainer.data_config import DatasetConfig
 from dpiped.trainer.model_config import AdapterConfig, ModelConfig, OptimizerConfig
 from dpiped.trainer.spec import ModelSpec
@@ -35,18 +37,21 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class ForSize:
-    """A number of examples that may depend on the size of the pictures: (side of a square, number) pairs."""
+    """A number of examples that may depend on the size of the pictures.
+
+    `pairs` are (side of a square, number); `exact` has sizes whose number is known.
+    """
 
     pairs: tuple[tuple[float, int], ...]
+    exact: tuple[tuple[Size, int], ...] = ()
 
-    def __call__(self, size: tuple[int, int]) -> int:
-        """The number for pictures of this width and height: that of the nearest side."""
+    def __call__(self, size: Size) -> int:
+        """The number for pictures of this width and height: if not exact, that of the nearest side."""
+        for known, number in self.exact:
+            if known == size:
+                return number
         side = (size[0] * size[1]) ** 0.5
         return min(self.pairs, key=lambda pair: abs(pair[0] - side))[1]
-
-    @property
-    def most(self) -> int:
-        return max(number for _, number in self.pairs)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class TrainConfig:
     """The training TOML. Intervals are None where nothing is to be done at an interval."""
 
     source: Path
+    content: bytes
     output_dir: Path
     dataset: DatasetConfig
     eval_sets: tuple[EvalSet, ...]
@@ -111,6 +117,16 @@ class TrainConfig:
     sampling_steps: int
     guidance: float
 
+    def copies(self) -> dict[str, bytes]:
+        """The files that this was read from, by the names that their copies get; read once, at the start."""
+        files = {self.dataset.source.name: self.dataset.content, self.source.name: self.content}
+        for each in self.eval_sets:
+            name = each.dataset.source.name
+            if files.get(name, each.dataset.content) != each.dataset.content:
+                name = re.sub(r"[^\w.-]", "_", f"{each.name}_{name}")
+            files[name] = each.dataset.content
+        return files
+
     def model_spec(self, vocabulary: tuple[str, ...], max_tokens: int) -> ModelSpec:
         """The model that is asked for: with the vocabulary of the data set, or with that of its base."""
         model, base = self.model, self.model.base_spec
@@ -127,7 +143,8 @@ class TrainConfig:
 
 def load(source: Path, *, many_resolutions: bool = False) -> TrainConfig:
     """Reads the training TOML and the dataset TOMLs it names. Raises ConfigError naming the key."""
-    table = Table(read_toml(source, "--config"))
+    data, content = read_toml(source, "--config")
+    table = Table(data)
     dataset = data_config.load(absolute(table, "dataset"), many_resolutions=many_resolutions)
     model = model_config.model(Table(table.raw("model", {}), "model."), dataset.largest)
     adapter = table.raw("adapter")
@@ -136,6 +153,7 @@ def load(source: Path, *, many_resolutions: bool = False) -> TrainConfig:
     )
     config = TrainConfig(
         source=source,
+        content=content,
         output_dir=absolute(table, "output_dir"),
         dataset=dataset,
         eval_sets=_eval_sets(table, many_resolutions),

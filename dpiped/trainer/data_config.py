@@ -16,6 +16,8 @@ from dpiped.trainer.buckets import Asked
 from dpiped.trainer.table import ConfigError, Table, absolute, read_toml
 
 MANY_RESOLUTIONS = 3
+CACHE = Path("cache") / "dpiped"
+"""Where a folder of pictures has its cache (`cache.py`)."""
 
 # Keys of diffusion-pipe that ask for nothing here with these values, and for something else with others.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -45,6 +47,7 @@ class DatasetConfig:
     """A dataset TOML."""
 
     source: Path
+    content: bytes
     directories: tuple[Directory, ...]
 
     @property
@@ -55,7 +58,7 @@ class DatasetConfig:
 
 def load(source: Path, key: str = "dataset", *, many_resolutions: bool = False) -> DatasetConfig:
     """Reads a dataset TOML; `key` is what names it in errors. Raises ConfigError naming the key."""
-    data = read_toml(source, key)
+    data, content = read_toml(source, key)
     directories = data.pop("directory", None)
     if not isinstance(directories, list) or not directories:
         raise ConfigError(f"{key}: {source} has no [[directory]]")
@@ -72,7 +75,7 @@ def load(source: Path, key: str = "dataset", *, many_resolutions: bool = False) 
                 f"directory[{index}].resolutions takes up to {MANY_RESOLUTIONS}, as every picture is "
                 "trained at each of them; --i_know_what_i_am_doing allows more"
             )
-    return DatasetConfig(source, tuple(found))
+    return DatasetConfig(source, content, tuple(found))
 
 
 def _directory(own: Table, general: dict[str, Any], ratio: float) -> Directory:

@@ -8,6 +8,8 @@ Known gap: not recursive; no videos, no archives.
 """
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,22 @@ from dpiped.trainer.table import ConfigError
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 QUIET_SUFFIXES = frozenset((".txt", ".npz", ".json", ".parquet", ".bak", ".db"))
 """Skipped without a word: captions and what other tools leave behind."""
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What decoders raise for broken files, as was seen with thousands of them."""
 CAPTIONS_FILE = "captions.json"
 
 Pixels = npt.NDArray[np.uint8]
@@ -76,7 +93,7 @@ def _captions_of(file: Path) -> Callable[[Path], list[str]]:
     if not file.is_file():
         return lambda path: [_text(path.with_suffix(".txt"))]
     try:
-        given = json.loads(file.read_text("utf-8"))
+        given = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"the captions {file} can't be read: {error}") from error
     if not isinstance(given, dict) or not all(
@@ -89,7 +106,7 @@ def _captions_of(file: Path) -> Callable[[Path], list[str]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8").strip()
+        return path.read_text("utf-8-sig").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
@@ -102,11 +119,19 @@ def decode(path: Path, buckets: Buckets) -> list[tuple[Size, Pixels]]:
     Raises one of UNREADABLE for what is no image.
     """
     with Image.open(path) as opened:
-        rgb = _flatten(ImageOps.exif_transpose(opened))
+        opened.load()
+        rgb = _flatten(_upright(opened))
     return [
         (size, np.asarray(ImageOps.fit(rgb, size, Image.Resampling.LANCZOS)))
         for size in buckets.assign(*rgb.size)
     ]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except UNREADABLE:  # damaged camera data of a picture that is whole
+        return image
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -21,7 +21,7 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.utils import logger
 
 from dpiped.trainer import optimizer
-from dpiped.trainer.batches import Layout, MicroBatch
+from dpiped.trainer.batches import Batches, Layout, MicroBatch
 from dpiped.trainer.checkpoint import Resume
 from dpiped.trainer.config import ForSize, TrainConfig
 from dpiped.trainer.flow import velocity_loss
@@ -67,11 +67,11 @@ def layout(module: PipelineModule, micro: ForSize, accumulation: int) -> Layout:
     )
 
 
-def build(config: TrainConfig, module: PipelineModule, how: Layout, total_steps: int) -> Any:
+def build(config: TrainConfig, module: PipelineModule, batches: Batches, total_steps: int) -> Any:
     """The engine with optimizer and schedule; `total_steps` is where the schedule ends."""
 
     def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
-        say(f"Global batch size = {how.largest}")
+        say(f"Global batch size = {batches.largest}")
         return optimizer.make(config.optimizer, parameters)
 
     def make_scheduler(made: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
@@ -82,8 +82,8 @@ def build(config: TrainConfig, module: PipelineModule, how: Layout, total_steps:
         optimizer=make_optimizer,
         lr_scheduler=make_scheduler,
         config={
-            "train_micro_batch_size_per_gpu": how.micro.most,
-            "gradient_accumulation_steps": how.accumulation,
+            "train_micro_batch_size_per_gpu": batches.largest_micro,
+            "gradient_accumulation_steps": batches.layout.accumulation,
             "gradient_clipping": config.gradient_clipping,
             "steps_per_print": config.steps_per_print,
         },

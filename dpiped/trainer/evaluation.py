@@ -34,18 +34,31 @@ class Evaluation:
     def __init__(
         self, sets: Mapping[str, Sequence[Bucket]], tokenizer: Tokenizer, layout: Layout, draw: Draw
     ) -> None:
-        self._sets = {
-            name: [
-                Batches(
-                    buckets,
-                    tokenizer,
-                    replace(layout, micro=_at_most(layout, buckets, name)),
-                    replace(draw, uncond=0.0, quantile=quantile),
-                )
-                for quantile in QUANTILES
-            ]
-            for name, buckets in sets.items()
-        }
+        self.left_out: list[str] = []
+        """What of the sets can't be evaluated, a sentence each."""
+        self._sets = {name: self._batches(name, sets[name], tokenizer, layout, draw) for name in sets}
+
+    def _batches(
+        self, name: str, buckets: Sequence[Bucket], tokenizer: Tokenizer, layout: Layout, draw: Draw
+    ) -> list[Batches]:
+        """For each quantile the batches of one set. Raises ConfigError if no bucket has enough for one."""
+        parts = layout.accumulation * layout.replicas
+        enough = [bucket for bucket in buckets if len(bucket.examples) >= parts]
+        for bucket in buckets:
+            if bucket not in enough:
+                width, height = bucket.size
+                text = f"{name}: size bucket ({width}, {height}, 1) is being completely dropped: "
+                text += f"it has {len(bucket.examples)} examples for {parts} micro batches at a time"
+                if not enough:
+                    raise ConfigError(f"eval_datasets: {text}")
+                self.left_out.append(text)
+        # As asked for, but no larger than what a bucket holds.
+        numbers = [(each.size, min(layout.micro(each.size), len(each.examples) // parts)) for each in enough]
+        how = replace(layout, micro=ForSize((), tuple(numbers)))
+        return [
+            Batches(enough, tokenizer, how, replace(draw, uncond=0.0, quantile=quantile))
+            for quantile in QUANTILES
+        ]
 
     def run(self, engine: Any, shapes: Shapes, writer: SummaryWriter | None, step: int) -> None:
         """One pass over all sets; losses go to `writer`, which rank 0 has. Every rank has to call it."""
@@ -67,28 +80,15 @@ class Evaluation:
             writer.flush()
 
 
-def _at_most(layout: Layout, buckets: Sequence[Bucket], name: str) -> ForSize:
-    """Micro batches as asked for, but no larger than what a bucket holds."""
-    parts = layout.accumulation * layout.replicas
-    pairs = []
-    for bucket in buckets:
-        number = min(layout.micro(bucket.size), len(bucket.examples) // parts)
-        if number == 0:
-            width, height = bucket.size
-            raise ConfigError(
-                f"eval_datasets: {name} has {len(bucket.examples)} examples of {width}x{height} pixels "
-                f"for {parts} micro batches at a time"
-            )
-        pairs.append(((bucket.size[0] * bucket.size[1]) ** 0.5, number))
-    return ForSize(tuple(pairs))
-
-
 def _loss(engine: Any, shapes: Shapes, batches: Batches, bar: Any) -> float:
-    losses = []
+    """The mean over all examples that are looked at."""
+    total, count = 0.0, 0
     for number in range(batches.steps_per_epoch):
         step = batches.step(EPOCH, number)
         parts = list(batches.micro_batches(EPOCH, step))
         shapes.expect(batches.layout.micro(step.size), step.size)
-        losses.append(float(engine.eval_batch(iter(parts), num_micro_batches=len(parts)).item()))
+        size = batches.layout.global_batch(step.size)
+        total += size * float(engine.eval_batch(iter(parts), num_micro_batches=len(parts)).item())
+        count += size
         bar.update()
-    return sum(losses) / len(losses)
+    return total / count

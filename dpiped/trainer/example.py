@@ -11,12 +11,14 @@ import colorsys
 import json
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from dpiped.trainer.data_config import CACHE
 from dpiped.trainer.table import ConfigError
 
 SHAPES = ("circle", "square", "triangle", "star")
@@ -97,7 +99,7 @@ LENGTHS = {
         "1e-3",
         "width = 16\ndepth = 1",
     ),
-    "demo": Length("A demonstration: one to two minutes on two CPU cores.", 240, 4, 12, 16, 30, 4, "2e-3"),
+    "demo": Length("A demonstration: one to two minutes on two CPU cores.", 240, 4, 8, 16, 30, 4, "2e-3"),
     "full": Length(
         "The whole training: about five minutes on two CPU cores.", 960, 1, 60, 32, 60, 20, "2e-3"
     ),
@@ -113,7 +115,10 @@ def kinds(only: str | None = None, without: str | None = None) -> list[tuple[str
         if name is not None and name not in (*SHAPES, *COLOURS):
             raise ConfigError(f"a concept is one of {', '.join((*SHAPES, *COLOURS))}, not {name!r}")
     pairs = [(shape, colour) for shape in SHAPES for colour in COLOURS]
-    return [pair for pair in pairs if (only is None or only in pair) and without not in pair]
+    wanted = [pair for pair in pairs if (only is None or only in pair) and without not in pair]
+    if not wanted:
+        raise ConfigError(f"there is nothing that is {only} and not {without}")
+    return wanted
 
 
 def write_example(
@@ -151,6 +156,9 @@ def _clear(directory: Path) -> None:
     present = {path.name for path in directory.iterdir()}
     if not present:
         return
+    cache = directory / CACHE
+    if cache.is_dir() and [path.name for path in cache.parent.iterdir()] == [cache.name]:
+        present.remove(cache.parent.name)  # a training's; it goes with the pictures
     try:
         names = json.loads((directory / MARKER).read_text("utf-8"))["files"]
         ours = {MARKER, *(f"{name}{suffix}" for name in names for suffix in (".png", ".txt"))}
@@ -160,6 +168,7 @@ def _clear(directory: Path) -> None:
         raise ConfigError(f"{directory} holds other files too, {min(present - ours)} for one")
     for name in present:
         (directory / name).unlink()
+    shutil.rmtree(cache.parent, ignore_errors=True)
 
 
 def choose(generator: random.Random) -> tuple[str, str, str]:
@@ -237,8 +246,8 @@ def write_configs(
     how = LENGTHS[length] if base is None else LORA
     values = {
         "comment": how.comment,
-        "output_dir": json.dumps(str(output_dir.absolute())),
-        "dataset": json.dumps(str(dataset.absolute())),
+        "output_dir": _quoted(str(output_dir.absolute())),
+        "dataset": _quoted(str(dataset.absolute())),
         "epochs": how.epochs,
         "batch": how.batch,
         "warmup": how.warmup,
@@ -250,17 +259,22 @@ def write_configs(
         "uncond": "",
     }
     if base is not None:
-        values["model"] = f"checkpoint_path = {json.dumps(str(base.absolute()))}\n"
+        values["model"] = f"checkpoint_path = {_quoted(str(base.absolute()))}\n"
         values["adapter"] = ADAPTER_TOML
         # The base knows already what to draw without a caption.
         values["uncond"] = "uncond_fraction = 0.0\n"
     training.write_text(TRAINING_TOML.format(**values), "utf-8")
-    path = json.dumps(str(data.absolute()))
+    path = _quoted(str(data.absolute()))
     content = DATASET_TOML.format(resolution=resolution, path=path, repeats=how.repeats)
     if keep is not None:
-        content += KEEP_TOML.format(path=json.dumps(str(keep.absolute())))
+        content += KEEP_TOML.format(path=_quoted(str(keep.absolute())))
     dataset.write_text(content, "utf-8")
     return training
+
+
+def _quoted(text: str) -> str:
+    """As TOML writes a string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def prompts() -> list[str]:

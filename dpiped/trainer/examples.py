@@ -19,8 +19,9 @@ from dpiped.trainer.dataset import Pixels
 
 @dataclass(frozen=True)
 class Example:
-    """A picture [height, width, 3] with one of its captions, without prefix."""
+    """A picture [height, width, 3], by the name of its file, with one of its captions, without prefix."""
 
+    name: str
     pixels: Pixels
     caption: str
     directory: Directory
@@ -46,7 +47,7 @@ def gather(cached: Sequence[tuple[Directory, Cached]]) -> list[Bucket]:
 
 def _repeated(directory: Directory, one: Cached, size: Size) -> list[Example]:
     single = [
-        Example(pixels, caption, directory)
+        Example(item.path.name, pixels, caption, directory)
         for pixels, item in zip(one.pixels[size], one.rows[size], strict=True)
         for caption in item.captions
     ] * max(directory.shuffles, 1)

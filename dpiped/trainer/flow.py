@@ -19,6 +19,9 @@ from dpiped.trainer.dataset import Pixels
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.text import Tokenizer
 
+AT_ONCE = 8
+"""Captions drawn in one batch; all of them at once would take much more memory than training does."""
+
 
 def velocity_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error, a scalar."""
@@ -40,18 +43,29 @@ def sample(
 
     Without a `size` (a multiple of the patch size) they are squares of the model's resolution.
     """
-    device = next(model.parameters()).device
     tokenizer = Tokenizer(spec.vocabulary, spec.max_tokens)
     ids = torch.tensor([tokenizer.encode(caption) for caption in captions])
-    both = torch.cat((ids, torch.tensor([tokenizer.null()] * len(captions)))).to(device)
     width, height = size or (spec.resolution, spec.resolution)
     shape = (len(captions), 3, height, width)
     generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    x = torch.from_numpy(generator.standard_normal(shape, np.float32)).to(device)
+    noise = torch.from_numpy(generator.standard_normal(shape, np.float32))
+    parts = [slice(first, first + AT_ONCE) for first in range(0, len(captions), AT_ONCE)]
+    null = tokenizer.null()
+    return np.concatenate([_walk(model, noise[part], ids[part], null, steps, guidance) for part in parts])
+
+
+def _walk(
+    model: nn.Module, noise: Tensor, ids: Tensor, null: list[int], steps: int, guidance: float
+) -> Pixels:
+    """From noise to pictures, for a few captions."""
+    device = next(model.parameters()).device
+    both = torch.cat((ids, torch.tensor([null] * len(ids)))).to(device)
+    x = noise.to(device)
     times = torch.linspace(1, 0, steps + 1).tolist()
     for now, then in pairwise(times):
         time = torch.full((len(both),), now, device=device)
         with_caption, without = model(torch.cat((x, x)), time, both).chunk(2)
         x = x + (then - now) * (without + guidance * (with_caption - without))
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    found: Pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return found

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dpiped.trainer import engine as engines
 from dpiped.trainer.batches import Batches
 from dpiped.trainer.config import Every, TrainConfig
+from dpiped.trainer.data import told
 from dpiped.trainer.engine import Shapes
 from dpiped.trainer.evaluation import Evaluation
 from dpiped.trainer.output import say
@@ -67,7 +68,7 @@ class Loop:
     def _in_steps(self, what: str, every: Every) -> int | None:
         if not every.examples:
             return every.steps
-        steps = every.examples // self._batches.layout.largest
+        steps = max(every.examples // self._batches.largest, 1)
         self._print(f"Computed {what}_every_n_steps = {steps}")
         return steps
 
@@ -80,6 +81,8 @@ class Loop:
         try:
             if self._step == 0 and self._config.eval_before_first_step:
                 self._evaluate()
+            if self._finished():
+                self._make_up()
             while not self._finished():
                 if self._advance():
                     say("Manually quitting")
@@ -92,6 +95,12 @@ class Loop:
                 (self._run_dir / name).unlink(missing_ok=True)
         self._print("TRAINING COMPLETE!")
         return 0
+
+    def _make_up(self) -> None:
+        """The last model, if a training that had come to its end could not save it any more."""
+        name = f"step{self._step}" if self._at_max_steps() else f"epoch{self._position.epoch - 1}"
+        if not told((self._run_dir / name).is_dir()):
+            self._outputs.save([name], self._writer)
 
     def _finished(self) -> bool:
         return self._position.epoch > self._config.epochs or self._at_max_steps()

@@ -6,6 +6,7 @@ Known gap: every rank prints the line that says what is wrong.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,13 @@ from dpiped.trainer.table import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 after a training, `save_quit` or `--cache_only`; 1 and one line for what can't be done."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name that is no text must not end a training.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parse(argv)
     try:
-        checked = job.prepare(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+        checked = _checked(arguments)
         if arguments.master_port is not None:
             os.environ["MASTER_PORT"] = str(arguments.master_port)
         # Threads that spin at barriers bring two trainings on one machine almost to a halt.
@@ -31,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         say(f"train.py: error: {error}", sys.stderr)
         return 1
+
+
+def _checked(arguments: argparse.Namespace) -> job.Job:
+    """Raises ConfigError also for what the file system refuses to show: nothing was written yet."""
+    try:
+        return job.prepare(arguments, int(os.environ.get("WORLD_SIZE", "1")))
+    except OSError as error:
+        raise ConfigError(str(error)) from error
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

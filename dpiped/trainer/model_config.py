@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """[model]. `base` is the saved model to start from, `base_spec` what it is."""
+    """[model]. `base` is the saved model found at `checkpoint_path`, `base_spec` what it is."""
 
     width: int
     depth: int
@@ -30,6 +30,7 @@ class ModelConfig:
     patch: int
     dtype: str
     timestep_sample_method: str
+    checkpoint_path: Path | None
     base: Path | None
     base_spec: ModelSpec | None
 
@@ -55,7 +56,7 @@ class OptimizerConfig:
 def model(table: Table, largest: float) -> ModelConfig:
     """Reads [model] for pictures of up to `largest` pixels squared. Raises ConfigError naming the key."""
     table.choice("type", (MODEL_TYPE,))
-    base, base_spec = _base(table)
+    path, base, base_spec = _base(table)
     named = "size" in table
     width, depth, stem = SIZES[table.choice("size", tuple(SIZES), "tiny")]
     patch = 4 if largest <= 64 else 8 if largest <= 256 else 16
@@ -75,6 +76,7 @@ def model(table: Table, largest: float) -> ModelConfig:
         timestep_sample_method=table.choice(
             "timestep_sample_method", ("logit_normal", "uniform"), "logit_normal"
         ),
+        checkpoint_path=path,
         base=base,
         base_spec=base_spec,
     )
@@ -83,9 +85,9 @@ def model(table: Table, largest: float) -> ModelConfig:
     return found
 
 
-def _base(table: Table) -> tuple[Path | None, ModelSpec | None]:
+def _base(table: Table) -> tuple[Path | None, Path | None, ModelSpec | None]:
     if "checkpoint_path" not in table:
-        return None, None
+        return None, None, None
     path = absolute(table, "checkpoint_path")
     if not path.is_dir():
         raise ConfigError(f"{table.name}checkpoint_path: there is no directory {path}")
@@ -95,7 +97,7 @@ def _base(table: Table) -> tuple[Path | None, ModelSpec | None]:
             f"{table.name}checkpoint_path: {path} holds no saved model ({saved.WEIGHTS}); "
             "it takes a run directory or an epochN or stepN directory of a full training"
         )
-    return found, spec.read(found)
+    return path, found, spec.read(found)
 
 
 def _fits(found: ModelConfig) -> None:
@@ -140,6 +142,13 @@ def _existing(path: Path) -> Path:
             f"adapter.init_from_existing takes a directory with one .safetensors file, "
             f"{path} has {len(files)}"
         )
+    if (path / saved.ADAPTER_CONFIG).is_file():
+        described = saved.adapter_config(path)
+        if described.get("lora_alpha") != described.get("r"):
+            raise ConfigError(
+                f"adapter.init_from_existing: {path} has alpha {described.get('lora_alpha')} and rank "
+                f"{described.get('r')}; this trainer's are always equal"
+            )
     return files[0]
 
 

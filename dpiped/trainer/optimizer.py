@@ -7,7 +7,8 @@ Known gap: only what torch.optim holds; no 8-bit, no offloading.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn import Parameter
@@ -27,15 +28,26 @@ def make(config: OptimizerConfig, parameters: Iterable[Parameter]) -> Optimizer:
     kind = getattr(torch.optim, name, None)
     if not isinstance(kind, type) or not issubclass(kind, Optimizer) or name in _NEEDS_OTHER_STEPS:
         raise ConfigError(f"optimizer.type takes adamw, sgd or a class of torch.optim, not {config.type!r}")
-    try:
+    with _refusing(name):
         return kind(list(parameters), **config.arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer: {name} does not take these arguments: {error}") from error
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"optimizer: {name} does not take these arguments: {text}") from error
 
 
 def check(config: OptimizerConfig) -> None:
-    """Raises ConfigError for what `make` would refuse."""
-    make(config, [Parameter(torch.zeros(1))])
+    """Raises ConfigError for what `make` would refuse, or what would fail at the first step."""
+    parameter = Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    made = make(config, [parameter])
+    with _refusing(type(made).__name__):
+        made.step()
 
 
 def schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:

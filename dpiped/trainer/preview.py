@@ -27,18 +27,22 @@ def default_prompts(captions: Sequence[str]) -> list[str]:
 
 
 def contact_sheet(images: Pixels, captions: list[str], columns: int = 4) -> Image.Image:
-    """Images [n, side, side, 3] in rows, each above its caption."""
+    """Images [n, height, width, 3] in rows, each above its caption."""
     columns = min(columns, len(captions))
     rows = -(-len(captions) // columns)
-    cell = max(CELL, images.shape[1])
-    sheet = Image.new("RGB", (columns * cell, rows * (cell + CAPTION_HEIGHT)), "white")
+    height, width = images.shape[1:3]
+    scale = max(CELL // max(height, width), 1)
+    wide, high = max(width * scale, CELL), height * scale + CAPTION_HEIGHT
+    sheet = Image.new("RGB", (columns * wide, rows * high), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = index % columns * cell, index // columns * (cell + CAPTION_HEIGHT)
-        picture = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
+        left, top = index % columns * wide, index // columns * high
+        picture = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         sheet.paste(picture, (left, top))
-        lines = textwrap.wrap(caption, cell // 6)[:3]
-        draw.text((left + 3, top + cell + 2), "\n".join(lines), fill="black", font_size=10, spacing=1)
+        lines = textwrap.wrap(caption, wide // 6)[:3]
+        draw.text(
+            (left + 3, top + height * scale + 2), "\n".join(lines), fill="black", font_size=10, spacing=1
+        )
     return sheet
 
 

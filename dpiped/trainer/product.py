@@ -21,15 +21,19 @@ from dpiped.trainer.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Trained:
-    """`describe` writes into the run directory what has to be known to resume."""
+    """`describe` writes into the run directory what has to be known to resume, `check` compares with it."""
 
     layers: list[Layer]
     product: Product
     describe: Callable[[Path], None]
+    check: Callable[[Path], None]
 
 
-def build(config: TrainConfig, spec: ModelSpec) -> Trained:
-    """Layers with their first weights. Raises ConfigError if the base or an earlier adapter does not fit."""
+def build(config: TrainConfig, spec: ModelSpec, base: Path | None) -> Trained:
+    """Layers with their first weights, on the saved model `base` if there is one.
+
+    Raises ConfigError if the base or an earlier adapter does not fit.
+    """
     layers = build_layers(
         spec,
         config.seed,
@@ -37,32 +41,32 @@ def build(config: TrainConfig, spec: ModelSpec) -> Trained:
         checkpointed=config.activation_checkpointing,
         pipelined=config.pipeline_stages > 1,
     )
-    base = None if config.model.base is None else read_weights(config.model.base)
-    if base is not None:
-        assemble(spec, base)  # tells what does not fit
-        nn.ModuleList(layers).load_state_dict(base)
+    weights = None if base is None else read_weights(base)
+    if weights is not None:
+        assemble(spec, weights)  # tells what does not fit
+        nn.ModuleList(layers).load_state_dict(weights)
     if config.adapter is None:
         return _full(config, spec, layers)
-    assert base is not None, "an adapter without a base is refused by its config"
-    return _adapter(config, spec, layers, base)
-
-
-def _configs(config: TrainConfig) -> tuple[Path, ...]:
-    return config.source, config.dataset.source
+    assert base is not None and weights is not None, "an adapter without a base is refused by its config"
+    return _adapter(config, spec, layers, base, weights)
 
 
 def _full(config: TrainConfig, spec: ModelSpec, layers: list[Layer]) -> Trained:
     def save(directory: Path, weights: dict[str, Tensor]) -> None:
-        save_model(directory, weights, config.save_dtype, spec, _configs(config))
+        save_model(directory, weights, config.save_dtype, spec, config.copies())
 
-    return Trained(layers, Product(spec, save, lambda weights: assemble(spec, weights)), spec.write)
+    return Trained(
+        layers, Product(spec, save, lambda weights: assemble(spec, weights)), spec.write, lambda _: None
+    )
 
 
-def _adapter(config: TrainConfig, spec: ModelSpec, layers: list[Layer], base: dict[str, Tensor]) -> Trained:
+def _adapter(
+    config: TrainConfig, spec: ModelSpec, layers: list[Layer], path: Path, base: dict[str, Tensor]
+) -> Trained:
     from dpiped.trainer import adapter  # imports peft, which takes seconds
 
-    wanted, path = config.adapter, config.model.base
-    assert wanted is not None and path is not None
+    wanted = config.adapter
+    assert wanted is not None
     peft = adapter.peft_config(wanted, layers)
     module = nn.ModuleList(layers)
     adapter.insert(module, peft, config.seed)
@@ -74,9 +78,12 @@ def _adapter(config: TrainConfig, spec: ModelSpec, layers: list[Layer], base: di
         adapter.write_config(peft, directory, path)
 
     def save(directory: Path, weights: dict[str, Tensor]) -> None:
-        save_adapter(directory, adapter.to_file(weights), config.save_dtype, describe, _configs(config))
+        save_adapter(directory, adapter.to_file(weights), config.save_dtype, describe, config.copies())
 
     def whole(weights: dict[str, Tensor]) -> nn.Module:
         return adapter.merged(assemble(spec, base), peft, weights)
 
-    return Trained(layers, Product(spec, save, whole), describe)
+    def check(directory: Path) -> None:
+        adapter.check_same(peft, directory)
+
+    return Trained(layers, Product(spec, save, whole), describe, check)

@@ -6,7 +6,6 @@ and the run directory is made only when the model stands.
 Known gap: the base of an adapter is read by every rank.
 """
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from dpiped.trainer.model import Layer
 from dpiped.trainer.output import say
 from dpiped.trainer.outputs import Outputs
 from dpiped.trainer.product import Trained, build
-from dpiped.trainer.saving import Average
+from dpiped.trainer.saving import Average, write_copies
 from dpiped.trainer.spec import ModelSpec
 from dpiped.trainer.table import ConfigError
 from dpiped.trainer.text import Tokenizer, build_vocabulary, longest, split_words
@@ -55,7 +54,9 @@ def _run(job: Job) -> int:
         preview.default_prompts(captions) if config.sample_prompts is None else list(config.sample_prompts)
     )
     spec = job.resume.spec if job.resume else _new_spec(config, captions + prompts)
-    trained = build(config, spec)
+    trained = build(config, spec, job.resume.base if job.resume and job.resume.base else config.model.base)
+    if job.resume:
+        trained.check(job.resume.run_dir)
     if main:
         _warn_cut(captions, spec.max_tokens)
         _print_parameters(trained.layers)
@@ -63,7 +64,7 @@ def _run(job: Job) -> int:
     batches, evaluation = _batches(config, found, spec, module)
     run_dir = job.resume.run_dir if job.resume else _make_run_dir(config, trained, main)
     total = min(config.epochs * batches.steps_per_epoch, config.max_steps or sys.maxsize)
-    made = engine.build(config, module, batches.layout, total)
+    made = engine.build(config, module, batches, total)
     average = Average(made.module, config.ema_decay)
     position = _restore(job, made, average, batches) if job.resume else Position()
     outputs = Outputs(config, made, average, trained.product, run_dir, prompts)
@@ -103,7 +104,11 @@ def _batches(config: TrainConfig, found: Data, spec: ModelSpec, module: Any) -> 
         if torch.distributed.get_rank() == 0:
             logger.warning(f"{text}and a global batch has {batch}")
     eval_how = engine.layout(module, config.eval_micro_batch, config.eval_accumulation_steps)
-    return batches, Evaluation(found.evaluation, tokenizer, eval_how, draw)
+    evaluation = Evaluation(found.evaluation, tokenizer, eval_how, draw)
+    if torch.distributed.get_rank() == 0:
+        for text in evaluation.left_out:
+            logger.warning(text)
+    return batches, evaluation
 
 
 def _make_run_dir(config: TrainConfig, trained: Trained, main: bool) -> Path:
@@ -118,9 +123,7 @@ def _make_run_dir(config: TrainConfig, trained: Trained, main: bool) -> Path:
                 made = str(path)
             except FileExistsError:  # another training's second
                 time.sleep(0.1)
-        sources = [config.source, config.dataset.source, *(each.dataset.source for each in config.eval_sets)]
-        for source in sources:
-            shutil.copyfile(source, path / source.name)
+        write_copies(config.copies(), path)
         trained.describe(path)
     return Path(data.told(made))
 

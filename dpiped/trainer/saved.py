@@ -9,6 +9,7 @@ Known gap: the newest of a run directory is told by its time of change.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpiped.trainer.table import ConfigError
 
@@ -33,7 +34,7 @@ def find(path: Path) -> Saved:
             f"{path} holds no saved model ({WEIGHTS} or {ADAPTER_WEIGHTS}); "
             "it takes a run directory, or an epochN or stepN directory in it"
         )
-    return Saved(found, None if (found / WEIGHTS).is_file() else _base(found))
+    return Saved(found, None if (found / WEIGHTS).is_file() else base_of(found))
 
 
 def newest(path: Path, files: tuple[str, ...] = (WEIGHTS,)) -> Path | None:
@@ -44,12 +45,21 @@ def newest(path: Path, files: tuple[str, ...] = (WEIGHTS,)) -> Path | None:
     return max(found, key=lambda entry: entry.stat().st_mtime).parent if found else None
 
 
-def _base(directory: Path) -> Path:
+def adapter_config(directory: Path) -> dict[str, Any]:
+    """What an adapter's own file says of it. Raises ConfigError if it can't be read."""
     file = directory / ADAPTER_CONFIG
     try:
-        base = Path(json.loads(file.read_text("utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} can't be read: {error!r}") from error
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} can't be read: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("base_model_name_or_path"), str):
+        raise ConfigError(f"{file} is not that of an adapter of this trainer")
+    return found
+
+
+def base_of(directory: Path) -> Path:
+    """The model that an adapter was trained on. Raises ConfigError if it is not there any more."""
+    base = Path(adapter_config(directory)["base_model_name_or_path"])
     if not (base / WEIGHTS).is_file():
-        raise ConfigError(f"{file} names the base {base}, which holds no {WEIGHTS}")
+        raise ConfigError(f"{directory / ADAPTER_CONFIG} names the base {base}, which holds no {WEIGHTS}")
     return base

@@ -7,7 +7,7 @@ Known gap: the parts of all pipeline stages are gathered in the memory of rank 0
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,13 @@ class Average:
 
 
 def save_model(
-    directory: Path, weights: dict[str, Tensor], dtype: str, spec: ModelSpec, configs: Iterable[Path]
+    directory: Path, weights: dict[str, Tensor], dtype: str, spec: ModelSpec, copies: Mapping[str, bytes]
 ) -> None:
     """Writes a saved model in one step; one of that name that is there already is replaced."""
     with replacing(directory) as new:
         _write_weights(new / WEIGHTS, weights, dtype)
         spec.write(new)
-        _copy(configs, new)
+        write_copies(copies, new)
 
 
 def save_adapter(
@@ -73,13 +73,13 @@ def save_adapter(
     weights: dict[str, Tensor],
     dtype: str,
     write_config: Callable[[Path], None],
-    configs: Iterable[Path],
+    copies: Mapping[str, bytes],
 ) -> None:
     """Writes an adapter in one step; `weights` have the names of peft's files."""
     with replacing(directory) as new:
         _write_weights(new / ADAPTER_WEIGHTS, weights, dtype)
         write_config(new)
-        _copy(configs, new)
+        write_copies(copies, new)
 
 
 @contextmanager
@@ -104,9 +104,10 @@ def _write_weights(file: Path, weights: dict[str, Tensor], dtype: str) -> None:
     save_file({name: value.to(kind).contiguous() for name, value in weights.items()}, file)
 
 
-def _copy(configs: Iterable[Path], directory: Path) -> None:
-    for path in configs:
-        shutil.copyfile(path, directory / path.name)
+def write_copies(copies: Mapping[str, bytes], directory: Path) -> None:
+    """The TOML files as they were at the start, under their names."""
+    for name, content in copies.items():
+        (directory / name).write_bytes(content)
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
@@ -119,9 +120,8 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 def load_model(found: Saved) -> tuple[nn.Module, ModelSpec]:
     """A saved model, or a base with an adapter merged into it, ready to sample from. Raises ConfigError."""
-    base = found.base or found.directory
-    spec = specs.read(base)
-    model: nn.Module = assemble(spec, read_weights(base))
+    spec = specs.read(found.directory)
+    model: nn.Module = assemble(spec, read_weights(found.base or found.directory))
     if found.base is not None:
         from dpiped.trainer import adapter  # imports peft, which takes seconds
 

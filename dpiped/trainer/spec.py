@@ -40,7 +40,7 @@ class ModelSpec:
         return self.depth + 2
 
     def write(self, directory: Path) -> None:
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
         (directory / FILE).write_text(text + "\n", "utf-8")
 
 

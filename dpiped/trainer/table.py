@@ -6,11 +6,13 @@ and found out after hours. Each error is one line that names the key and says wh
 Known gap: only the first error of a file is told.
 """
 
-import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+MOST = 2**31 - 1
+"""No number of a config is larger; it leaves room for what is reckoned from it."""
 
 
 class ConfigError(Exception):
@@ -49,6 +51,8 @@ class Table:
         value = self.raw(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.refuse(key, value, f"a whole number from {least} on")
+        if value > MOST:
+            raise self.refuse(key, value, f"a whole number up to {MOST}")
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -60,8 +64,8 @@ class Table:
         value = self.raw(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.refuse(key, value, f"a number from {least:g} on")
-        if not math.isfinite(value) or value < least:
-            raise self.refuse(key, value, f"a number from {least:g} on")
+        if not least <= value <= MOST:  # nor is "not a number" between them
+            raise self.refuse(key, value, f"a number from {least:g} to {MOST}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
@@ -110,10 +114,11 @@ class Table:
                 raise ConfigError(f"{self.name}{key} = {value!r} is not supported by this trainer yet")
 
 
-def read_toml(path: Path, key: str) -> dict[str, Any]:
-    """The file that `key` names. Raises ConfigError if it can't be read or is no TOML."""
+def read_toml(path: Path, key: str) -> tuple[dict[str, Any], bytes]:
+    """The file that `key` names, and its bytes. Raises ConfigError if it can't be read or is no TOML."""
     try:
-        return tomllib.loads(path.read_text("utf-8").removeprefix("\ufeff"))
+        content = path.read_bytes()
+        return tomllib.loads(content.decode("utf-8-sig")), content
     except FileNotFoundError as error:
         raise ConfigError(f"{key}: there is no file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -124,7 +129,10 @@ def read_toml(path: Path, key: str) -> dict[str, Any]:
 
 def absolute(table: Table, key: str, default: str | None = None) -> Path:
     """A path; a relative one would lead into the installed package, where the launcher runs us."""
-    path = Path(table.text(key, default)).expanduser()
+    try:
+        path = Path(table.text(key, default)).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{table.name}{key}: {error}") from error
     if not path.is_absolute():
         raise ConfigError(f"{table.name}{key} takes an absolute path, not {str(path)!r}")
     return path

@@ -38,7 +38,7 @@ def longest(captions: Iterable[str]) -> int:
 
 def spare(word: str) -> int:
     """The id of a word that the vocabulary lacks; the same everywhere and always."""
-    return FIRST_SPARE + zlib.crc32(word.encode()) % SPARE
+    return FIRST_SPARE + zlib.crc32(word.encode("utf-8", "surrogatepass")) % SPARE
 
 
 class Tokenizer:
