@@ -24,7 +24,7 @@ ROOT = Path(sys.argv[1] if len(sys.argv) > 1 else ".demo").resolve()
 BIN = Path(sys.executable).parent
 SETTINGS = ("DIFFPIPE_", "NUM_GPUS", "TENSORBOARD_", "TRAINPILOT_", "KOHYA_", "AI_TOOLKIT_")
 """The user's own daemon may be set up by these; the demo's is not."""
-LEAST_COLOUR = 0.9
+LEAST_COLOUR = 0.8
 STEP = re.compile(r"steps: \d+ loss: (\S+) ")
 
 
