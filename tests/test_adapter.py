@@ -18,7 +18,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from dpiped.trainer import __main__ as cli
-from dpiped.trainer import flow, main, saved, saving
+from dpiped.trainer import config, flow, main, product, saved, saving
+from dpiped.trainer.product import Trained
 from dpiped.trainer.table import ConfigError
 from dpiped.trainer.text import Tokenizer
 
@@ -102,21 +103,35 @@ def test_a_training_from_a_base_begins_where_the_base_ended(
     assert losses(full.run_dir)[1] < losses(base)[1]
 
 
-def test_it_is_resumed_exactly_with_dropout(launch: Launch, base: Path, tmp_path: Path) -> None:
+def test_resumed_it_is_the_same_training_on_the_same_base(launch: Launch, base: Path, tmp_path: Path) -> None:
+    """With dropout, and also when its base, named by a run directory, was trained further since."""
     changes = [
         ("rank = 4", "rank = 4\ndropout = 0.2"),
-        ("epochs = 4", "epochs = 8"),
         ("'cosine'", "'constant'"),  # `max_steps` would move the end of any other schedule
     ]
     whole = adapted(tmp_path / "whole", base, *changes)
     launch(whole.training).completed()
-    halves = adapted(tmp_path / "halves", base, *changes)
-    halves.add("max_steps = 7")
+    further = tmp_path / "further"
+    shutil.copytree(base, further)
+    halves = adapted(tmp_path / "halves", further, *changes)
+    halves.add("max_steps = 3")
     launch(halves.training).completed()
-    halves.edit("training", ("max_steps = 7\n", ""))
+    shutil.copytree(further / "epoch4", further / "epoch9")
+    os.utime(further / "epoch9/model.safetensors")
+    halves.edit("training", ("max_steps = 3\n", ""))
     second = launch(halves.training, "--resume_from_checkpoint").completed()
-    assert "step: 8\n" in second.out
+    assert "step: 4\n" in second.out
     assert farthest(losses(halves.run_dir), losses(whole.run_dir)) < 1e-6
+    for folder in (halves.run_dir, halves.run_dir / "epoch4"):
+        described = json.loads((folder / "adapter_config.json").read_text())
+        assert described["base_model_name_or_path"] == str(further / "epoch4")
+
+
+def built(setup: Setup) -> Trained:
+    """What a training would be of, once torch is there; nothing is trained."""
+    settings = config.load(setup.training)
+    assert settings.model.base_spec is not None
+    return product.build(settings, settings.model.base_spec, settings.model.base)
 
 
 def test_two_stages_train_the_same_adapter(
@@ -174,26 +189,24 @@ def test_what_does_not_fit_is_refused(
 
 LATE = {
     "an adapter of another rank": ("rank = 4", "rank = 8\ninit_from_existing = 'EXISTING'", "does not fit"),
-    "no such module": (
-        "rank = 4",
-        "rank = 4\nexclude_modules = ['nose']",
-        "adapter.exclude_modules takes names",
-    ),
+    "no such module": ("rank = 4", "rank = 4\nexclude_modules = ['nose']", "exclude_modules takes names"),
 }
 
 
 @pytest.mark.parametrize(("old", "new", "error"), LATE.values(), ids=LATE)
-def test_what_only_the_weights_tell_is_one_line_too(
-    launch: Launch, trained: Setup, base: Path, tmp_path: Path, old: str, new: str, error: str
+def test_what_only_the_weights_tell_is_refused_too(
+    trained: Setup, base: Path, tmp_path: Path, old: str, new: str, error: str
 ) -> None:
     new = new.replace("EXISTING", str(trained.run_dir / "epoch4"))
-    setup = adapted(tmp_path, base, (old, new))
-    training = launch(setup.training)
-    assert training.finish() == 1
-    assert training.err.count("train.py: error: ") == 1
-    assert error in training.err
-    assert "Traceback" not in training.err
-    assert not setup.runs()
+    with pytest.raises(ConfigError, match=error):
+        built(adapted(tmp_path, base, (old, new)))
+
+
+def test_a_resume_on_other_modules_is_refused(trained: Setup, base: Path, tmp_path: Path) -> None:
+    built(adapted(tmp_path / "same", base)).check(trained.run_dir)
+    fewer = adapted(tmp_path / "fewer", base, ("rank = 4", "rank = 4\nexclude_modules = ['stem']"))
+    with pytest.raises(ConfigError, match="is not what the checkpoint's adapter was begun with"):
+        built(fewer).check(trained.run_dir)
 
 
 def test_a_base_whose_weights_are_broken_is_one_line(launch: Launch, base: Path, tmp_path: Path) -> None:
@@ -203,12 +216,12 @@ def test_a_base_whose_weights_are_broken_is_one_line(launch: Launch, base: Path,
     file.write_bytes(file.read_bytes()[:100])
     training = launch(adapted(tmp_path / "cut", broken).training)
     assert training.finish() == 1
+    assert training.err.count("train.py: error: ") == 1
     assert f"train.py: error: {file} can't be read: " in training.err
     assert "Traceback" not in training.err
     save_file({"0.word.weight": torch.zeros(1)}, file)
-    training = launch(adapted(tmp_path / "other", broken).training)
-    assert training.finish() == 1
-    assert "train.py: error: the weights are not those of the model: " in training.err
+    with pytest.raises(ConfigError, match="the weights are not those of the model: "):
+        built(adapted(tmp_path / "other", broken))
 
 
 def test_a_checkpoint_of_an_adapter_is_resumed_as_one(
@@ -235,27 +248,6 @@ def test_a_checkpoint_of_an_adapter_is_resumed_as_one(
     setup.edit("training", ("rank = 4", "rank = 2"))
     setup.edit("training", ("[adapter]\ntype = 'lora'\nrank = 2\n\n", ""))
     assert "that of an adapter of rank 4, the config asks for a full training" in resumed()
-
-
-def test_a_resumed_adapter_keeps_its_base_and_its_modules(launch: Launch, base: Path, tmp_path: Path) -> None:
-    """Also when its base, named by the run directory, has been trained further since."""
-    further = tmp_path / "further"
-    shutil.copytree(base, further)
-    setup = adapted(tmp_path / "adapter", further, ("'cosine'", "'constant'"))
-    setup.add("max_steps = 3")
-    launch(setup.training).completed()
-    shutil.copytree(further / "epoch4", further / "epoch9")
-    os.utime(further / "epoch9/model.safetensors")
-    setup.edit("training", ("max_steps = 3\n", ""))
-    launch(setup.training, "--resume_from_checkpoint").completed()
-    for folder in (setup.run_dir, setup.run_dir / "epoch4"):
-        described = json.loads((folder / "adapter_config.json").read_text())
-        assert described["base_model_name_or_path"] == str(further / "epoch4")
-    setup.edit("training", ("rank = 4", "rank = 4\nexclude_modules = ['stem']"), ("epochs = 4", "epochs = 5"))
-    training = launch(setup.training, "--resume_from_checkpoint")
-    assert training.finish() == 1
-    assert "adapter.exclude_modules is not what the checkpoint's adapter was begun with" in training.err
-    assert "Traceback" not in training.err
 
 
 def test_a_saved_adapter_without_its_base_says_so(trained: Setup, tmp_path: Path) -> None:

@@ -179,7 +179,10 @@ def test_the_files_may_change_and_a_lost_last_model_is_made_up(launch: Launch, s
     evaluation.parent.mkdir()
     evaluation.write_text(setup.dataset.read_text() + "# for evaluation\n")
     setup.add(f"eval_datasets = [{{name = 'held/out', config = '{evaluation}'}}]", "eval_every_n_epochs = 9")
-    setup.edit("training", ("epochs = 4", "epochs = 100"))
+    setup.edit(
+        "training", ("epochs = 4", "epochs = 100"), ("save_every_n_epochs = 2", "save_every_n_epochs = 50")
+    )
+    setup.edit("training", ("checkpoint_every_n_epochs = 2\n", ""))
     content, dataset = setup.training.read_bytes(), setup.dataset.read_bytes()
     training = launch(setup.training)
     wait_until(lambda: "steps: 1 " in training.out, "step 1", deadline=90)

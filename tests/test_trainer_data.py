@@ -261,6 +261,12 @@ def test_unreadable_pictures_are_refused_or_skipped(setup: Setup) -> None:
         fill(Source(found.directory, found.buckets, "here", dataset.scan(found.directory, "here")))
 
 
+def test_a_cache_that_cannot_be_written_is_refused(setup: Setup) -> None:
+    (setup.data / "cache").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"directory\[0\]\.path: the cache .* can't be written"):
+        fill(source(setup))
+
+
 def test_one_folder_by_two_names_is_locked_once(setup: Setup, tmp_path: Path) -> None:
     """Else it would wait for itself for ever."""
     (tmp_path / "link").symlink_to(setup.data)

@@ -1,6 +1,7 @@
 """One training is one training: resumed or not, on one rank or two, with or without a detour."""
 
 # ruff: noqa: E402 - what needs torch is imported only where torch is
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,18 +158,28 @@ def test_a_changed_data_set_begins_the_epoch_again(launch: Launch, tmp_path: Pat
     assert "Resuming at epoch: 2, step: 11\n" in again.out
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Setup:
+    """A training with a constant learning rate of 0.001 that has come to its end."""
+    folder = tmp_path_factory.mktemp("two_epochs")
+    setup = make_setup(folder, ("'cosine'", "'constant'"), ("epochs = 4", "epochs = 2"))
+    launch(setup.training).completed()
+    return setup
+
+
 @pytest.mark.parametrize(
-    ("flag", "first_rate"),
+    ("flag", "rate"),
     [("", 1e-3), ("--reset_optimizer_params", 3e-3), ("--reset_optimizer", 3e-3)],
     ids=["kept", "parameters reset", "reset"],
 )
 def test_another_learning_rate_needs_a_flag(
-    launch: Launch, tmp_path: Path, flag: str, first_rate: float
+    launch: Launch, two_epochs: Setup, tmp_path: Path, flag: str, rate: float
 ) -> None:
-    setup = make_setup(tmp_path, ("'cosine'", "'constant'"), ("epochs = 4", "epochs = 2"))
-    launch(setup.training).completed()
+    shutil.copytree(two_epochs.training.parent, tmp_path, dirs_exist_ok=True)
+    setup = Setup(tmp_path / "training.toml", two_epochs.dataset, tmp_path / "out")
+    setup.edit("training", (str(two_epochs.output), str(setup.output)))
     setup.edit("training", ("epochs = 2", "epochs = 3"), ("lr = 1e-3", "lr = 3e-3"))
     launch(setup.training, "--resume_from_checkpoint", *([flag] if flag else [])).completed()
     rates = scalars(setup.run_dir, "train/lr")
     assert rates[4] == pytest.approx(1e-3)
-    assert rates[5] == rates[6] == pytest.approx(first_rate)
+    assert rates[5] == rates[6] == pytest.approx(rate)
