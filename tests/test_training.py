@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import SHARED, require, wait_until
+from tests.trainings import losses
 
 # The very first launch on a machine compiles a C++ part of DeepSpeed.
 pytestmark = pytest.mark.timeout(180)
@@ -71,6 +72,24 @@ def test_daemon_killed_in_a_real_training_then_saved_stopped_and_resumed(real: W
     assert real.ctl("stop", timeout=120)[0] == 0
     assert steps_in(real.log_text(again))[0] == ended["step"] + 1
     assert processes_of_run(again) == []
+
+
+def test_saved_stopped_and_resumed_is_one_training(real: Workspace) -> None:
+    """The losses are those of a training that nobody stopped, to the last digit."""
+    config = quick_config(real)
+
+    def until(step: int, run: str) -> Path:
+        real.until_step(step, deadline=150)
+        assert real.ctl("stop", "--save", timeout=120)[0] == 0
+        return Path(real.until_ended(run)["train_dir"])
+
+    whole = losses(until(40, real.start(config)))
+    parts = until(20, real.start(config))
+    assert until(40, real.json("resume")["run"]) == parts
+    halves = losses(parts)
+    steps = sorted(set(whole) & set(halves))
+    assert steps[:40] == list(range(1, 41))
+    assert max(abs(whole[step] - halves[step]) for step in steps) < 1e-6
 
 
 def test_the_real_launcher_sigkilled_leaves_no_rank_and_is_a_failure(real: Workspace) -> None:

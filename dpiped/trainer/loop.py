@@ -28,6 +28,8 @@ from dpiped.trainer.outputs import Outputs
 from dpiped.trainer.saving import Average
 
 SIGNALS = ("save", "save_quit")
+FLUSH = 5
+"""Seconds until a point of a curve is in its file."""
 
 
 @dataclass
@@ -61,7 +63,8 @@ class Loop:
         self._main = engine.global_rank == 0
         # Steps done after the checkpoint, and now done again, replace the old ones in TensorBoard.
         first = engine.global_steps + 1
-        self._writer = SummaryWriter(str(run_dir), purge_step=first) if self._main else None
+        # A curve that is minutes late looks like a training that hangs, and a killed one would lose them.
+        self._writer = SummaryWriter(str(run_dir), purge_step=first, flush_secs=FLUSH) if self._main else None
         self._save_steps = self._in_steps("save", config.save_every)
         self._eval_steps = self._in_steps("eval", config.eval_every)
 
