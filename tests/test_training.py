@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -52,44 +53,37 @@ def steps_in(text: str) -> list[int]:
     return [int(step) for step in re.findall(r"steps: (\d+) loss: ", text)]
 
 
-def test_daemon_killed_in_a_real_training_then_saved_stopped_and_resumed(real: Workspace) -> None:
-    run = real.start(quick_config(real))
+def test_daemon_killed_then_saved_stopped_and_resumed_is_one_training(real: Workspace) -> None:
+    """Step by step the losses are those of a training that nothing happened to, to the last digit."""
+    config = quick_config(real)
+
+    def save_and_stop(run: str, step: int) -> Any:
+        real.until_step(step, deadline=150)
+        assert real.ctl("stop", "--save", timeout=120)[0] == 0
+        ended = real.until_ended(run)
+        assert ended["outcome"] == "stopped" and f"global_step{ended['step']}" in ended["reason"]
+        assert processes_of_run(run) == []
+        return ended
+
+    run = real.start(config)
     pid = real.until_step(3, deadline=150)["pid"]
     real.kill_daemon()
     reached = len(steps_in(real.log_text(run)))
     wait_until(lambda: len(steps_in(real.log_text(run))) > reached + 3, "the training goes on by itself")
     real.start_daemon()
     assert real.status()["run"]["pid"] == pid
-    real.until_step(reached + 10, deadline=60)
-    assert real.ctl("stop", "--save", timeout=120)[0] == 0
-    ended = real.until_ended(run)
-    assert ended["outcome"] == "stopped" and f"global_step{ended['step']}" in ended["reason"]
-    assert steps_in(real.log_text(run)) == [*range(1, ended["step"] + 1)]
-    assert processes_of_run(run) == []
+    first = save_and_stop(run, 20)
+    assert steps_in(real.log_text(run)) == [*range(1, first["step"] + 1)]
 
     again = real.json("resume")["run"]
-    real.until_step(ended["step"] + 3, deadline=60)
-    assert real.ctl("stop", timeout=120)[0] == 0
-    assert steps_in(real.log_text(again))[0] == ended["step"] + 1
-    assert processes_of_run(again) == []
+    second = save_and_stop(again, first["step"] + 20)
+    assert steps_in(real.log_text(again)) == [*range(first["step"] + 1, second["step"] + 1)]
+    assert second["train_dir"] == first["train_dir"]
 
-
-def test_saved_stopped_and_resumed_is_one_training(real: Workspace) -> None:
-    """The losses are those of a training that nobody stopped, to the last digit."""
-    config = quick_config(real)
-
-    def until(step: int, run: str) -> Path:
-        real.until_step(step, deadline=150)
-        assert real.ctl("stop", "--save", timeout=120)[0] == 0
-        return Path(real.until_ended(run)["train_dir"])
-
-    whole = losses(until(40, real.start(config)))
-    parts = until(20, real.start(config))
-    assert until(40, real.json("resume")["run"]) == parts
-    halves = losses(parts)
-    steps = sorted(set(whole) & set(halves))
-    assert steps[:40] == list(range(1, 41))
-    assert max(abs(whole[step] - halves[step]) for step in steps) < 1e-6
+    third = save_and_stop(real.start(config), second["step"])
+    halves, whole = (losses(Path(ended["train_dir"])) for ended in (first, third))
+    assert list(halves) == list(range(1, second["step"] + 1))
+    assert max(abs(whole[step] - halves[step]) for step in halves) < 1e-6
 
 
 def test_the_real_launcher_sigkilled_leaves_no_rank_and_is_a_failure(real: Workspace) -> None:
