@@ -166,12 +166,6 @@ def test_save_writes_a_checkpoint_and_goes_on(launch: Launch, setup: Setup) -> N
     assert tags[1] == "global_step150"
     assert {path.name for path in setup.run_dir.glob("step*")} == {"step100", "step150"}
 
-    again = launch(setup.training, "--resume_from_checkpoint")
-    assert again.finish() == 0
-    assert "Resuming at epoch: 76, step: 151\n" in again.out
-    assert not STEP_LINE.search(again.out)
-    assert "TRAINING COMPLETE!" in again.out
-
 
 def test_the_files_may_change_and_a_lost_last_model_is_made_up(launch: Launch, setup: Setup) -> None:
     """What is saved says what was trained with, whatever became of the user's own files since."""
@@ -198,6 +192,9 @@ def test_the_files_may_change_and_a_lost_last_model_is_made_up(launch: Launch, s
     setup.dataset.write_bytes(dataset)
     shutil.rmtree(setup.run_dir / "epoch100")
     again = launch(setup.training, "--resume_from_checkpoint").completed()
+    assert "Resuming at epoch: 101, step: 201\n" in again.out
+    assert not STEP_LINE.search(again.out)
+    assert "TRAINING COMPLETE!" in again.out
     assert "Saving model to directory epoch100\n" in again.out
     assert (setup.run_dir / "epoch100/model.safetensors").is_file()
 
@@ -222,14 +219,11 @@ def test_photographs_and_odd_images(launch: Launch, setup: Setup, tmp_path: Path
     assert "TRAINING COMPLETE!" in out
 
 
-def test_cache_only_makes_no_run_and_the_next_start_finds_the_cache(launch: Launch, setup: Setup) -> None:
+def test_cache_only_makes_no_run(launch: Launch, setup: Setup) -> None:
     training = launch(setup.training, "--cache_only").completed()
-    assert "[CACHE] Storing new fingerprint: " in training.out
+    assert training.out.count("[CACHE] Storing new fingerprint: ") == 2
     assert "TRAINING COMPLETE!" not in training.out
     assert not setup.output.exists()
-    again = launch(setup.training, "--cache_only").completed()
-    assert again.out.count("[CACHE] Existing cache has fingerprint ") == 2
-    assert again.out.count("[CACHE] Existing cache length: 8\n") == 2
 
 
 def test_launcher_passes_the_error_on(launch: Launch, setup: Setup) -> None:
