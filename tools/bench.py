@@ -26,7 +26,7 @@ from dpiped.trainer.text import Tokenizer, build_vocabulary
 
 BIN = Path(sys.executable).parent
 TRAINER = Path(example.__file__).parent
-STEPS, WARM_UP = 45, 5
+STEPS, WARM_UP = 35, 5
 MOST = 1.15
 MARKS = {
     "the launcher's own start": "[launch.py:",
