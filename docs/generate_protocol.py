@@ -29,7 +29,7 @@ Protocol number: {messages.PROTOCOL}. Largest request: {messages.REQUEST_BYTES} 
 Following is a long poll: `log` is answered as soon as the log is longer than `seen`; the cursor `next` is a
 byte offset in the run's `output.log` and stays valid when the daemon is restarted.
 
-Error codes: `invalid`, `unknown_run`, `bad_request`, `refused`, `busy`, `not_installed`, `launch_failed`,
+Error codes: `invalid`, `invalid_form` (`fields` names each), `unknown_run`, `bad_request`, `refused`, `busy`, `not_installed`, `launch_failed`,
 `run_damaged`, `internal`.
 """
 
@@ -41,7 +41,15 @@ def render() -> str:
     parts.append("## Replies\n")
     parts += [_struct(kind) for kind in typing.get_args(messages.AnyReply)]
     parts.append("## Parts of replies\n")
-    nested = (messages.ActiveRun, messages.LastRun, messages.TensorBoard, messages.RunSummary)
+    nested = (
+        messages.ActiveRun,
+        messages.LastRun,
+        messages.TensorBoard,
+        messages.RunSummary,
+        messages.FieldError,
+        messages.MissingPath,
+        messages.Form,
+    )
     parts += [_struct(kind) for kind in nested]
     return "\n".join(parts)
 

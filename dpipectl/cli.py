@@ -25,6 +25,7 @@ EXIT_CODES = {
     "refused": EXIT_REFUSED,
     "busy": EXIT_REFUSED,
     "invalid": EXIT_INVALID,
+    "invalid_form": EXIT_INVALID,
     "unknown_run": EXIT_INVALID,
     "bad_request": EXIT_INVALID,
     "not_installed": EXIT_INVALID,
@@ -110,7 +111,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(ours)
     options.args = args
     if args and not getattr(options, "takes_args", False):
-        parser.error("only start and resume take arguments for train.py after --")
+        parser.error("only start, validate and resume take arguments for train.py after --")
     if options.version:
         import dpiped
 
@@ -139,19 +140,45 @@ def _launch_options(verb: argparse.ArgumentParser, num_gpus: str) -> None:
         metavar="NAME=VALUE",
         help="a variable for the training; repeatable",
     )
-    verb.add_argument("--follow", action="store_true", help="show the progress until the run ends")
     verb.set_defaults(takes_args=True)
 
 
 def _start(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", required=True, metavar="FILE", help="the training TOML")
+    _training_options(verb)
     _launch_options(verb, "DIFFPIPE_NUM_GPUS of the daemon")
+    verb.add_argument("--follow", action="store_true", help="show the progress until the run ends")
+
+
+def _validate(verb: argparse.ArgumentParser) -> None:
+    _training_options(verb)
+    _launch_options(verb, "DIFFPIPE_NUM_GPUS of the daemon")
+
+
+def _training_options(verb: argparse.ArgumentParser) -> None:
+    from dpipectl.launching import FLAGS
+    from dpiped.form_help import HELP
+
+    verb.add_argument("--config", metavar="FILE", help="the training TOML")
+    verb.add_argument("--form", metavar="FILE", help="a form, JSON or TOML (*.toml), instead of a config")
+    fields = verb.add_argument_group("fields of the form, over those of the file")
+    for name in FLAGS:
+        flag = f"--{name.replace('_', '-')}"
+        fields.add_argument(flag, dest=name, metavar="X", help=HELP[name].text.replace("%", "%%"))
+    fields.add_argument(
+        "--set",
+        dest="fields",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any field of the form; repeatable",
+    )
 
 
 def _resume(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", metavar="RUN", nargs="?", help="which run to go on from (default: the last one)")
     verb.add_argument("--config", metavar="FILE", help="another training TOML (default: the run's own)")
     _launch_options(verb, "as many as the run had")
+    verb.add_argument("--follow", action="store_true", help="show the progress until the run ends")
 
 
 def _stop(verb: argparse.ArgumentParser) -> None:
@@ -210,6 +237,19 @@ def _example(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--base", metavar="DIR", help="train an adapter on this saved model or run directory")
 
 
+def _serve(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--host", metavar="ADDRESS", help="where to listen (DIFFPIPE_HTTP_HOST; 127.0.0.1)")
+    verb.add_argument("--port", type=int, metavar="N", help="on which port (DIFFPIPE_HTTP_PORT; 7878)")
+    verb.add_argument(
+        "--unix", metavar="PATH", help="on a Unix socket instead, for a proxy (DIFFPIPE_HTTP_SOCKET)"
+    )
+    verb.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="its first line is the token that clients have to send (DIFFPIPE_HTTP_TOKEN_FILE)",
+    )
+
+
 def _nothing(_: argparse.ArgumentParser) -> None:
     pass
 
@@ -221,7 +261,23 @@ VERBS: dict[str, tuple[str, Any, str]] = {
         "  dpipectl start --config /workspace/configs/flux.toml\n"
         "  dpipectl start --config flux.toml --follow --num-gpus 2\n"
         "  dpipectl start --config flux.toml --env HF_HOME=/workspace/hf -- --regenerate_cache\n"
+        "  dpipectl start --form form.json --epochs 50 --set learning_rate=1e-4\n"
         "what follows -- goes to train.py",
+    ),
+    "validate": (
+        "say everything that is wrong with a config or a form; starts nothing",
+        _validate,
+        "  dpipectl validate --config /workspace/configs/flux.toml\n"
+        "  dpipectl validate --form form.toml --set min_ar=0.75\n"
+        "exit code 5 if anything is",
+    ),
+    "serve": (
+        "serve ControlPilot's HTTP calls and more, as a client of the daemon",
+        _serve,
+        "  dpipectl serve                         on http://127.0.0.1:7878/dpipe/\n"
+        "  dpipectl serve --port 7900\n"
+        "  dpipectl serve --host 0.0.0.0 --token-file /etc/dpiped.token\n"
+        "stops with Ctrl-C or SIGTERM; the training does not notice",
     ),
     "stop": (
         "stop the training; returns when no process of it is left",

@@ -100,6 +100,16 @@ def run(reply: messages.RunReply) -> str:
     return "\n".join([summary.id] + [_field(name, text) for name, text in fields if text])
 
 
+def findings(found: tuple[messages.FieldError, ...]) -> str:
+    """What is wrong, a line each."""
+    if not found:
+        return "nothing is wrong with it; `dpipectl start` with the same words starts it"
+    return "\n".join(
+        each.message if each.message.startswith(each.field) else f"{each.field}: {each.message}"
+        for each in found
+    )
+
+
 def duration(seconds: float) -> str:
     """1:02:03 or 2:03."""
     whole = max(round(seconds), 0)

@@ -16,7 +16,7 @@ import msgspec
 from dpipectl import cli
 from dpipectl.client import Client, Failed
 from dpiped import messages
-from dpiped.errors import InvalidInput, Unreachable
+from dpiped.errors import Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
@@ -33,17 +33,30 @@ def status(client: Client, options: argparse.Namespace) -> int:
 
 
 def start(client: Client, options: argparse.Namespace) -> int:
-    config = _absolute(options.config)
-    env, args = _environment(options.env), tuple(options.args)
-    request = messages.Start(config, num_gpus=options.num_gpus, args=args, env=env)
-    return _started(client, options, _ask(client, request, messages.Started, wait=90.0))
+    from dpipectl import launching
+
+    return _started(client, options, _ask(client, launching.start(options), messages.Started, wait=90.0))
+
+
+def validate(client: Client, options: argparse.Namespace) -> int:
+    from dpipectl import launching
+
+    reply = _ask(client, launching.validate(options), messages.Validated, wait=30.0)
+    document = {"ok": not reply.findings, "findings": reply.findings}
+    _show(options, document, lambda: _render().findings(reply.findings))
+    return cli.EXIT_INVALID if reply.findings else cli.EXIT_OK
 
 
 def resume(client: Client, options: argparse.Namespace) -> int:
-    config = _absolute(options.config) if options.config else None
-    env, args = _environment(options.env), tuple(options.args)
-    request = messages.Resume(options.run, config=config, num_gpus=options.num_gpus, args=args, env=env)
-    return _started(client, options, _ask(client, request, messages.Started, wait=90.0))
+    from dpipectl import launching
+
+    return _started(client, options, _ask(client, launching.resume(options), messages.Started, wait=90.0))
+
+
+def serve(_: Client, options: argparse.Namespace) -> int:
+    from dpipectl.http import serve as http
+
+    return http.run(options)
 
 
 def stop(client: Client, options: argparse.Namespace) -> int:
@@ -224,28 +237,10 @@ def _until_ended(client: Client, run: str) -> messages.RunReply:
     return follow.ended(client, run)
 
 
-def _environment(pairs: list[str]) -> dict[str, str]:
-    env = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        # The daemon checks this as well, but has only a pattern to say it with.
-        if not equals or not name.isascii() or not name.isidentifier():
-            text = f"--env takes NAME=VALUE, with a NAME of letters, digits and underscores, not {pair!r}"
-            raise InvalidInput(text, field="env")
-        env[name] = value
-    return env
-
-
-def _absolute(path: str) -> str:
-    """The daemon has another working directory. pathlib is slow to import, and `status` needs none."""
-    from pathlib import Path
-
-    return str(Path(path).absolute())
-
-
 def _started_text(reply: messages.Started) -> str:
     again = f", resumed from {reply.resumed_from}" if reply.resumed_from else ""
-    return f"started run {reply.run} (pid {reply.pid}){again}"
+    warnings = "".join(f"\nwarning: {text}" for text in reply.warnings)
+    return f"started run {reply.run} (pid {reply.pid}){again}{warnings}"
 
 
 def _ended_text(reply: messages.RunReply) -> str:

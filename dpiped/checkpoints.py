@@ -61,13 +61,15 @@ def complete_checkpoint(train_dir: Path) -> str | None:
 def require_checkpoint(train_dir: Path, field: str) -> str:
     """The tag to resume from. Raises InvalidInput that says what is wrong with the folder."""
     if not train_dir.is_dir():
-        raise InvalidInput(f"{field}: there is no folder {train_dir}", field=field)
+        raise InvalidInput(
+            f"{field}: there is no folder {train_dir.name!a}", field=field, hint=f"looked for {train_dir}"
+        )
     tag = complete_checkpoint(train_dir)
     if tag is None:
         named = latest_tag(train_dir)
         what = f"`latest` names {named}, which is not whole" if named else "it holds no checkpoint"
         raise InvalidInput(
-            f"{field}: {train_dir} can't be resumed: {what}",
+            f"{field}: {train_dir.name} can't be resumed: {what}",
             field=field,
             hint="set checkpoint_every_n_minutes or use `dpipectl save`; a run without one starts anew",
         )

@@ -6,6 +6,9 @@ own copies. The user's text is kept as it is, because the old `toml` package tha
 understands less than a re-written file might say; only the paths of the data set files are exchanged,
 and the result is read back and compared.
 
+A Weights & Biases key is taken out as soon as the text is read (`redaction.py`), and put in again only into
+the snapshot that is launched.
+
 A first line with the run's id is added: train.py copies the file into the directory that it makes and
 never prints the name of, and by that line the directory is recognised.
 
@@ -23,7 +26,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from dpiped import paths
+from dpiped import paths, redaction
 from dpiped.errors import InvalidInput
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML
 
@@ -38,8 +41,35 @@ LARGEST = 1 << 20
 SAVE_INTERVALS = ("save_every_n_epochs", "save_every_n_steps", "save_every_n_examples")
 
 
+class Source(Struct, frozen=True):
+    """A training TOML without its key, and the key.
+
+    `generated` are data set files that are not written yet: path → text.
+    """
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    key: str | None = None
+    generated: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Source({self.path})"
+
+    @property
+    def model_type(self) -> str:
+        """Raises InvalidInput for a config that has none."""
+        model = self.data.get("model")
+        if not isinstance(model, dict) or not isinstance(model.get("type"), str):
+            raise InvalidInput(f"{self.path} has no [model] with a type", field="model.type")
+        return str(model["type"])
+
+
 class Config(Struct, frozen=True):
-    """A training TOML that can be launched. `output_dir` is resolved; `data` is the whole table as read."""
+    """A training TOML that can be launched. `output_dir` is resolved; `data` is the whole table as read.
+
+    There is no key in `text` and `data`; `wandb` tells whether the launched file needs one.
+    """
 
     source: Path
     text: str
@@ -49,6 +79,7 @@ class Config(Struct, frozen=True):
     datasets: dict[str, bytes]
     """As written in the TOML → what stands in that file."""
     digest: str
+    wandb: bool = False
 
     @property
     def epochs(self) -> int | None:
@@ -69,39 +100,49 @@ class Config(Struct, frozen=True):
         return value
 
 
-def model_type(source: Path) -> str:
-    """`model.type` of a training TOML. Raises InvalidInput when it can't be read or has none."""
-    _, data = _read(source, "config")
-    model = data.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("type"), str):
-        raise InvalidInput(f"{source} has no [model] with a type", field="model.type")
-    return str(model["type"])
-
-
-def load(source: Path, roots: Sequence[Path], base: Path) -> Config:
-    """Reads and checks. Relative paths in it are taken from `base`, train.py's working directory."""
-    text, data = _read(source, "config")
+def read(path: Path) -> Source:
+    """The file at `path`. Raises InvalidInput when it can't be read, is no TOML or hides its key too well."""
+    text, _ = _read(path, "config")
     if text.startswith(MARK):
         # A run's snapshot that is resumed: it gets the mark of the new run instead.
         text = text.partition("\n")[2]
-    kind = model_type(source)
+    key = redaction.key_in(tomllib.loads(text))
+    text = redaction.hide(text)
+    return Source(path, text, tomllib.loads(text), key)
+
+
+def check(source: Source, roots: Sequence[Path], base: Path) -> Config:
+    """Checks it. Relative paths in it are taken from `base`, train.py's working directory."""
+    data = source.data
     # The embedded trainer's folder is inside the installation: no relative path may lead there.
-    start = None if kind == EMBEDDED_TYPE else base
+    start = None if source.model_type == EMBEDDED_TYPE else base
     _check_numbers(data)
     output_dir = paths.confine(_string(data, "output_dir"), "output_dir", roots, start)
     for table in ("model", "adapter"):
         for field, value in _path_values(data.get(table), table):
             paths.confine(value, field, roots, start)
     datasets = {
-        name: _check_dataset(paths.confine(name, field, roots, start), name, roots, start)
+        name: _check_dataset(_dataset(source, name, field, roots, start), name, roots, start)
         for field, name in (("dataset", _string(data, "dataset")), *_eval_datasets(data))
     }
-    digest = hashlib.sha256(b"\0".join((text.encode(), *datasets.values()))).hexdigest()
-    return Config(source, text, data, kind, output_dir, datasets, digest)
+    digest = hashlib.sha256(b"\0".join((source.text.encode(), *datasets.values()))).hexdigest()
+    return Config(
+        source.path,
+        source.text,
+        data,
+        source.model_type,
+        output_dir,
+        datasets,
+        digest,
+        _wants_wandb(data),
+    )
 
 
-def snapshot(config: Config, run: str, run_dir: Path) -> dict[str, bytes]:
-    """The files a run is launched with, by name. Raises InvalidInput if the text can't be re-pointed."""
+def snapshot(config: Config, run: str, run_dir: Path, key: str | None = None) -> dict[str, bytes]:
+    """The files a run is launched with, by name. Raises InvalidInput if the text can't be re-pointed.
+
+    `key` is put in where `config` wants one.
+    """
     names = {
         name: DATASET_TOML if index == 0 else f"eval_{index}_{DATASET_TOML}"
         for index, name in enumerate(config.datasets)
@@ -117,6 +158,8 @@ def snapshot(config: Config, run: str, run_dir: Path) -> dict[str, bytes]:
             field="dataset",
             hint='write them as plain strings, for instance dataset = "/workspace/configs/dataset.toml"',
         )
+    if config.wandb and key:
+        text = redaction.insert(text, key)
     files = {file: config.datasets[name] for name, file in names.items()}
     return {TRAINING_TOML: f"{MARK}{run}\n{text}".encode()} | files
 
@@ -128,6 +171,20 @@ def is_marked(copy: Path, run: str) -> bool:
             return file.readline(256) == f"{MARK}{run}\n".encode()
     except OSError:
         return False
+
+
+def _wants_wandb(data: dict[str, Any]) -> bool:
+    """Raises InvalidInput for what train.py would miss only once it has loaded the model."""
+    monitoring = data.get("monitoring", {})
+    if not isinstance(monitoring, dict) or monitoring.get("enable_wandb") is not True:
+        return False
+    for name in ("wandb_tracker_name", "wandb_run_name", "wandb_api_key"):
+        if not isinstance(monitoring.get(name), str):
+            raise InvalidInput(
+                f"monitoring.{name} is missing; train.py takes a string while enable_wandb is true",
+                field=f"monitoring.{name}",
+            )
+    return True
 
 
 def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
@@ -193,8 +250,19 @@ def _eval_datasets(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield field, entry["config"]
 
 
-def _check_dataset(path: Path, name: str, roots: Sequence[Path], base: Path | None) -> bytes:
-    text, data = _read(path, "dataset")
+def _dataset(
+    source: Source, name: str, field: str, roots: Sequence[Path], base: Path | None
+) -> tuple[str, dict[str, Any]]:
+    path = paths.confine(name, field, roots, base)
+    if name in source.generated:
+        return source.generated[name], tomllib.loads(source.generated[name])
+    return _read(path, "dataset")
+
+
+def _check_dataset(
+    read_from: tuple[str, dict[str, Any]], name: str, roots: Sequence[Path], base: Path | None
+) -> bytes:
+    text, data = read_from
     directories = data.get("directory")
     if not isinstance(directories, list) or not directories:
         raise InvalidInput(f"{name} has no [[directory]]", field="dataset.directory")

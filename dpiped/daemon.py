@@ -20,10 +20,10 @@ from typing import Literal
 from dpiped import events, launch, lifecycle, rundir, signals
 from dpiped.ending import REQUESTED
 from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
-from dpiped.launch import Wanted
 from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.server import Server, prepare_directory
 from dpiped.settings import Settings
+from dpiped.sources import Wanted
 from dpiped.supervisor import Supervisor
 from dpiped.tensorboard import TensorBoard
 from dpiped.verbs import Verbs
@@ -159,7 +159,7 @@ class Daemon:
         """Trains `DIFFPIPE_CONFIG`, unless a run of it is active or has completed."""
         if self.settings.config is None or not isinstance(self.supervisor.machine.state, lifecycle.Idle):
             return
-        wanted = Wanted(self.settings.config, args=self.settings.extra_args, service=True)
+        wanted = Wanted(config=self.settings.config, args=self.settings.extra_args, service=True)
         try:
             plan = launch.make(self.settings, wanted)
             if why := self._settled(plan.spec):

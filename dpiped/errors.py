@@ -7,6 +7,7 @@ process it is an exception from this tree; on the wire it is `messages.Error` ma
     DpipedError
     ├── SettingsError        an environment variable holds something it can't hold
     ├── InvalidInput         a request, path or config that can't be taken; names the field
+    │   ├── InvalidForm      fields of the training form; names each
     │   └── UnknownRun       no run of that name
     ├── Refused              well formed, but not now (a run is active, nothing to stop)
     ├── NotInstalled         train.py or the deepspeed launcher is missing
@@ -41,6 +42,16 @@ class InvalidInput(DpipedError):
     """`field` is the request's or the config's key, dotted (`model.type`)."""
 
     code = "invalid"
+
+
+class InvalidForm(InvalidInput):
+    """`fields` are (field, what it takes), one for each wrong field; the first is `field`."""
+
+    code = "invalid_form"
+
+    def __init__(self, fields: tuple[tuple[str, str], ...], *, hint: str | None = None) -> None:
+        super().__init__("; ".join(f"{name} {text}" for name, text in fields), field=fields[0][0], hint=hint)
+        self.fields = fields
 
 
 class UnknownRun(InvalidInput):

@@ -15,6 +15,8 @@ from dpiped.progress import Progress
 from dpiped.rundir import Concluded, Exit, Launched, Spec, StopAsked, TrainDir
 
 LAST = "last"
+PIDS_LOOKED_AT = 200
+"""Runs, newest first, among which a pid is looked for."""
 
 
 def resolve(runs: Path, name: str) -> str:
@@ -33,6 +35,23 @@ def resolve(runs: Path, name: str) -> str:
     if fitting:
         raise InvalidInput(f"{name!r} fits {len(fitting)} runs: {', '.join(fitting[:5])}", field="run")
     raise UnknownRun(f"there is no run {name!r}", field="run", hint="`dpipectl runs` lists them")
+
+
+def by_pid(runs: Path, pid: int) -> str:
+    """The newest run whose launcher had that pid. Raises UnknownRun."""
+    for name in rundir.names(runs)[:PIDS_LOOKED_AT]:
+        if launcher_pid(runs / name) == pid:
+            return name
+    raise UnknownRun(f"no run has the pid {pid}", field="pid")
+
+
+def launcher_pid(folder: Path) -> int | None:
+    """None for a run that was not launched, or whose record of it can't be read."""
+    try:
+        launched = rundir.read(folder, Launched)
+    except RunDamaged:
+        return None
+    return launched.child.pid if launched else None
 
 
 def summary(runs: Path, run: str, active: bool = False) -> messages.RunSummary:
@@ -62,6 +81,7 @@ def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
         checkpoint=checkpoints.complete_checkpoint(train_dir) if train_dir else None,
         peak_memory_bytes=exit_.peak_memory_bytes if exit_ else None,
         env=spec.env,
+        form=spec.form,
     )
 
 
@@ -118,7 +138,7 @@ def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLin
         page = logs.read_lines(path, after, request.limit, upto, messages.REPLY_BYTES)
     eof = page.next >= upto
     current = logs.read_unfinished(path, upto, size) if eof else ""
-    return messages.LogLines(run, page.lines, current, page.next, size, eof)
+    return messages.LogLines(run, page.lines, current, page.next, size, eof, launcher_pid(path.parent))
 
 
 def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:
@@ -143,4 +163,5 @@ def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:
         epoch=concluded.epoch if concluded else None,
         loss=concluded.loss if concluded else None,
         resumed_from=spec.resumed_from,
+        pid=launched.child.pid if launched else None,
     )

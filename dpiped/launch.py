@@ -12,7 +12,6 @@ Known gap: the port is free when it is chosen, some seconds before the training 
 
 import os
 import random
-import re
 import secrets
 import shutil
 import socket
@@ -20,9 +19,10 @@ import time
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 import dpiped
-from dpiped import arguments, checkpoints, configs, paths
+from dpiped import arguments, checkpoints, configs, forms, paths, redaction, sources
 from dpiped.configs import Config
 from dpiped.errors import InvalidInput, NotInstalled
 from dpiped.rundir import TRAINING_TOML, Spec
@@ -34,55 +34,44 @@ from dpiped.settings import (
     launcher_candidates,
     training_environment,
 )
+from dpiped.sources import WANDB_KEY, Wanted
 
 PORTS = range(20000, 32000)
 """Below Linux's ephemeral range, so that no outgoing connection takes the port meanwhile."""
-_SECRET = re.compile(r"KEY|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-"""In a variable's name. TOKENIZERS_PARALLELISM is none."""
-HIDDEN = "(hidden)"
-"""Stands for a secret's value in what is written down."""
-
-
-class Wanted(Struct, frozen=True):
-    """What was asked for. `resume` is a folder, True for the newest complete one, or None.
-
-    `origin` is the run that is resumed; without a config of its own the new run counts as the same one.
-    """
-
-    config: Path
-    num_gpus: int | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    resume: Path | bool | None = None
-    origin: Spec | None = None
-    service: bool = False
 
 
 class Plan(Struct, frozen=True):
-    """A run, ready to be written and spawned. `environment` is complete and never written down."""
+    """A run, ready to be written and spawned. `environment` is complete and never written down.
+
+    `publish` and `warnings` are those of `sources.Setup`.
+    """
 
     spec: Spec
     files: dict[str, bytes]
     environment: dict[str, str]
     run_dir: Path
+    publish: dict[Path, bytes] = {}
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Without the files: a key may stand in one."""
+        return f"Plan({self.spec.run})"
 
 
 def make(settings: Settings, wanted: Wanted) -> Plan:
     """Checks everything. Raises InvalidInput or NotInstalled; nothing is written."""
-    roots = settings.allowed_roots
-    if wanted.origin is not None:
-        # A run's own snapshot may be resumed wherever the state directory is.
-        roots = (*roots, settings.state_dir / "runs" / wanted.origin.run)
-    source = paths.confine(str(wanted.config), "config", roots)
-    train_py = _find_train_py(settings, configs.model_type(source))
+    setup = sources.find(settings, wanted)
+    roots, source = setup.roots, setup.source
+    train_py = _find_train_py(settings, source.model_type)
     launcher = _find_launcher(settings)
-    config = configs.load(source, roots, train_py.parent)
-    num_gpus = wanted.num_gpus or settings.num_gpus
+    config = configs.check(source, roots, train_py.parent)
+    num_gpus = wanted.gpus(settings)
     _check_stages(config, num_gpus)
     asked = arguments.read(wanted.args)
     for path in asked.paths:
         paths.confine(str(path), arguments.FIELD, roots, train_py.parent)
-    train_dir = _resume_from(config, wanted.resume or asked.resume or config.resume, settings)
+    in_form = wanted.form.resume_from_checkpoint if wanted.form else False
+    train_dir = _resume_from(config, wanted.resume or asked.resume or in_form or config.resume, roots)
     port = asked.master_port or _free_port()
     run = _new_id()
     run_dir = settings.state_dir / "runs" / run
@@ -90,7 +79,6 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     argv = [str(launcher), _devices(environment, num_gpus), f"--master_port={port}"]
     argv += [train_py.name, "--deepspeed", "--config", str(run_dir / TRAINING_TOML)]
     argv += [arguments.PORT, str(port), *([arguments.RESUME, train_dir.name] if train_dir else [])]
-    same = _same_config(settings, source, wanted.origin)
     spec = Spec(
         run=run,
         created=time.time(),
@@ -98,9 +86,11 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
         num_gpus=num_gpus,
         args=asked.words,
         cwd=str(train_py.parent),
-        env={name: _shown(name, value) for name, value in wanted.env.items()},
-        source=same.source if same else str(source),
-        digest=same.digest if same else config.digest,
+        env={name: redaction.shown(name, value) for name, value in wanted.env.items()},
+        source=str(source.path),
+        digest=config.digest,
+        form=forms.hidden(wanted.form) if wanted.form else None,
+        holds_key=config.wandb,
         output_dir=str(config.output_dir),
         epochs=config.epochs,
         max_steps=config.max_steps,
@@ -110,12 +100,25 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
         train_dir=str(train_dir) if train_dir else None,
         master_port=port,
     )
-    return Plan(spec, configs.snapshot(config, run, run_dir), environment, run_dir)
+    if same := _same_config(settings, source.path, wanted.origin):
+        spec = replace(spec, source=same.source, digest=same.digest, form=same.form)
+    files = configs.snapshot(config, run, run_dir, _key(config, source.key, environment))
+    return Plan(spec, files, environment, run_dir, setup.publish, setup.warnings)
 
 
-def _shown(name: str, value: str) -> str:
-    """What is written down of a variable."""
-    return HIDDEN if value and _SECRET.search(name) else value
+def _key(config: Config, key: str | None, environment: dict[str, str]) -> str | None:
+    """The key to launch with, where one is needed: the config's own, or the environment's."""
+    if not config.wandb:
+        return None
+    key = key or environment.get(WANDB_KEY)
+    if not key or not redaction.KEY.fullmatch(key):
+        raise InvalidInput(
+            f"{redaction.FIELD}: the key is not written down anywhere, so it has to be given",
+            field=redaction.FIELD,
+            hint=f"set {WANDB_KEY} for the daemon, or for this run: --env {WANDB_KEY}=...; it "
+            f"{redaction.KEY_TAKES.removeprefix('takes ')}",
+        )
+    return key
 
 
 def _new_id() -> str:
@@ -139,9 +142,10 @@ def _find_train_py(settings: Settings, model_type: str) -> Path:
         if os.access(folder / "train.py", os.R_OK):
             return folder.resolve() / "train.py"
     raise NotInstalled(
-        f"train.py was not found in {' nor in '.join(map(str, settings.app_dirs))}",
+        "train.py was not found",
         field="DIFFPIPE_APP_DIR",
-        hint=f"install diffusion-pipe there, or use model.type = {configs.EMBEDDED_TYPE!r}",
+        hint=f"looked in {' and '.join(map(str, settings.app_dirs))}; install diffusion-pipe there, "
+        f"or use model.type = {configs.EMBEDDED_TYPE!r}",
     )
 
 
@@ -152,9 +156,9 @@ def _find_launcher(settings: Settings) -> Path:
         if found:
             return Path(found).absolute()
     raise NotInstalled(
-        f"the deepspeed launcher was not found (looked for {', '.join(candidates)})",
+        "the deepspeed launcher was not found",
         field="DEEPSPEED_BIN",
-        hint="install deepspeed, or set DEEPSPEED_BIN to an executable",
+        hint=f"looked for {', '.join(candidates)}; install deepspeed, or set DEEPSPEED_BIN to an executable",
     )
 
 
@@ -167,7 +171,7 @@ def _check_stages(config: Config, num_gpus: int) -> None:
         )
 
 
-def _resume_from(config: Config, resume: Path | bool | str, settings: Settings) -> Path | None:
+def _resume_from(config: Config, resume: Path | bool | str, roots: tuple[Path, ...]) -> Path | None:
     """The folder to resume from, whole checkpoint and all; None for a fresh start."""
     field = "resume_from_checkpoint"
     if resume is False:
@@ -176,12 +180,15 @@ def _resume_from(config: Config, resume: Path | bool | str, settings: Settings) 
         newest = checkpoints.newest_resumable(config.output_dir)
         if newest is None:
             raise InvalidInput(
-                f"{field}: no folder in {config.output_dir} holds a whole checkpoint", field=field
+                f"{field}: no folder in output_dir holds a whole checkpoint",
+                field=field,
+                hint=f"output_dir is {config.output_dir}",
             )
-        return paths.confine(str(newest), field, settings.allowed_roots)
-    folder = paths.confine(str(resume), field, settings.allowed_roots, config.output_dir)
+        return paths.confine(str(newest), field, roots)
+    folder = paths.confine(str(resume), field, roots, config.output_dir)
     if folder.parent != config.output_dir:
-        raise InvalidInput(f"{field}: {folder} does not lie in output_dir ({config.output_dir})", field=field)
+        text = f"{field}: {str(resume)!a:.300} is no folder in output_dir"
+        raise InvalidInput(text, field=field, hint=f"output_dir is {config.output_dir}")
     checkpoints.require_checkpoint(folder, field)
     return folder
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpiped import checkpoints, events, logs, messages, procs, rundir
+from dpiped import checkpoints, events, logs, messages, procs, redaction, rundir
 from dpiped.outcome import hang
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
@@ -47,6 +47,7 @@ class LiveRun:
         self._train_dir_recorded = spec.train_dir is not None
         self._looked_at = 0.0
         self._troubles: dict[str, str] = {}
+        self._key_hidden = False
 
     def spawn_runner(self, environment: dict[str, str], adopt: bool = False) -> None:
         """Starts the runner in its own session; it outlives this process. Raises OSError."""
@@ -98,6 +99,17 @@ class LiveRun:
         except OSError:
             return ""
 
+    def hide_key(self, over: bool = False) -> None:
+        """Takes a key out of the launched config once no rank has to read it any more."""
+        if self.spec.holds_key and not self._key_hidden and (over or self._ranks_have_read()):
+            file = self.folder / rundir.TRAINING_TOML
+            self._key_hidden = self._keep("the config without its key", lambda: redaction.clean(file))
+
+    def _ranks_have_read(self) -> bool:
+        """train.py reads its config before the ranks meet, and caches after it."""
+        phase = self.progress.snapshot().phase
+        return phase != "launching" and (phase != "loading" or self.spec.num_gpus == 1)
+
     async def drain(self) -> bool:
         """Takes in what the log gained. True if it gained anything."""
         gained = False
@@ -130,6 +142,8 @@ class LiveRun:
                 "the training's directory", lambda: rundir.write(self.folder, record)
             )
         self._keep("event files", lambda: events.link_events(train_dir, folder))
+        if self.spec.holds_key:
+            self._keep("copies of the config without their key", lambda: redaction.clean_copies(train_dir))
 
     def close(self) -> None:
         self._follower.close()

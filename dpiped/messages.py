@@ -16,6 +16,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from dpiped.form import Form as Form
+
 PROTOCOL = 1
 REQUEST_BYTES = 1 << 20
 """A larger request is dropped by ZeroMQ together with its connection."""
@@ -29,6 +31,12 @@ Path: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 RunName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Offset: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
 Text: TypeAlias = Annotated[str, Meta(max_length=32768)]
+
+Variables: TypeAlias = dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text]
+Gpus: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
+Key: TypeAlias = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:+/=-]{8,256}$")]
+"""A Weights & Biases key."""
+Pid: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 How: TypeAlias = Literal["save", "term", "kill"]
 State: TypeAlias = Literal["idle", "starting", "running", "stopping"]
@@ -60,9 +68,49 @@ class Start(Request, frozen=True, tag="start"):
     """Starts a run of the training TOML at `config` (absolute). `args` and `env` go to train.py."""
 
     config: Path
-    num_gpus: Annotated[int, Meta(ge=1, le=64)] | None = None
+    num_gpus: Gpus | None = None
     args: tuple[Text, ...] = ()
-    env: dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text] = {}
+    env: Variables = {}
+
+
+class StartForm(Request, frozen=True, tag="start_form"):
+    """Generates the two TOML files that `form` describes, and starts a run of them.
+
+    `args` and `env` go to train.py as with `start`.
+    """
+
+    form: Form
+    args: tuple[Text, ...] = ()
+    env: Variables = {}
+
+
+class Validate(Request, frozen=True, tag="validate"):
+    """Checks what a start would check, and whether the model files are there. Starts and writes nothing.
+
+    Takes one of `form` and `config`.
+    """
+
+    form: Form | None = None
+    config: Path | None = None
+    num_gpus: Gpus | None = None
+    args: tuple[Text, ...] = ()
+    env: Variables = {}
+
+
+class FindMissing(Request, frozen=True, tag="missing"):
+    """Which of these paths, by field, lead to nothing. Relative ones are taken from the workspace."""
+
+    paths: dict[str, str]
+
+
+class Preview(Request, frozen=True, tag="preview"):
+    """The two TOML texts that a form gives, without writing them."""
+
+    form: Form
+
+
+class GetDefaults(Request, frozen=True, tag="defaults"):
+    """A form with every default filled in, and where its paths may lie."""
 
 
 class Resume(Request, frozen=True, tag="resume"):
@@ -73,9 +121,9 @@ class Resume(Request, frozen=True, tag="resume"):
 
     run: RunName | None = None
     config: Path | None = None
-    num_gpus: Annotated[int, Meta(ge=1, le=64)] | None = None
+    num_gpus: Gpus | None = None
     args: tuple[Text, ...] = ()
-    env: dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text] = {}
+    env: Variables = {}
 
 
 class Stop(Request, frozen=True, tag="stop"):
@@ -119,10 +167,11 @@ class ReadLog(Request, frozen=True, tag="log"):
 
     `after` is a byte offset in `output.log`; without it, the last `limit` lines. Answered as soon as
     there is a line after it or the log is longer than `seen` bytes (default: `after`), or after `wait`
-    seconds.
+    seconds. `pid` instead of `run`: the newest run with that launcher.
     """
 
     run: RunName | None = None
+    pid: Pid | None = None
     after: Offset | None = None
     limit: Annotated[int, Meta(ge=1, le=100_000)] = 500
     seen: Offset | None = None
@@ -146,13 +195,25 @@ class Reply(Struct, frozen=True, tag_field="type"):
     """Base of all replies."""
 
 
+class FieldError(Struct, frozen=True):
+    """What is wrong with one field of a form, and what it takes."""
+
+    field: str
+    message: str
+
+
 class Error(Reply, frozen=True, tag="error"):
-    """A refusal or failure, as a value. Codes: see `dpiped.errors`, and `bad_request`, `busy`."""
+    """A refusal or failure, as a value. Codes: see `dpiped.errors`, and `bad_request`, `busy`.
+
+    `fields` has every wrong field of a form; `hint` may name paths of this machine, `message` names only
+    those that the request named.
+    """
 
     code: str
     message: str
     field: str | None = None
     hint: str | None = None
+    fields: tuple[FieldError, ...] = ()
 
 
 class Welcome(Reply, frozen=True, tag="welcome"):
@@ -219,12 +280,52 @@ class Status(Reply, frozen=True, tag="status"):
 
 
 class Started(Reply, frozen=True, tag="started"):
-    """`pid` is the launcher's, `config` the snapshot that it was launched with."""
+    """`pid` is the launcher's, `config` the snapshot that it was launched with.
+
+    `written` is the training TOML that a form was written to; `warnings` are what will probably fail.
+    """
 
     run: str
     pid: int
     config: str
     resumed_from: str | None = None
+    written: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Validated(Reply, frozen=True, tag="validated"):
+    """`findings` are all that is wrong; none: a start would be accepted and the files it names are there."""
+
+    findings: tuple[FieldError, ...]
+
+
+class MissingPath(Struct, frozen=True):
+    """`path` as it was given."""
+
+    field: str
+    path: str
+
+
+class Missing(Reply, frozen=True, tag="missing"):
+    """In the order of the request."""
+
+    missing: tuple[MissingPath, ...]
+
+
+class Previewed(Reply, frozen=True, tag="previewed"):
+    """The files' texts and where a start would write them. A key is hidden."""
+
+    training_path: str
+    training_toml: str
+    dataset_path: str
+    dataset_toml: str
+
+
+class Defaults(Reply, frozen=True, tag="defaults"):
+    """`form` has a suggestion for every path; `roots` are the folders that each path has to lie below."""
+
+    form: Form
+    roots: dict[str, tuple[str, ...]]
 
 
 class Stopping(Reply, frozen=True, tag="stopping"):
@@ -244,7 +345,7 @@ class Saved(Reply, frozen=True, tag="saved"):
 
 
 class RunSummary(Struct, frozen=True):
-    """One line of the history. `state` is running or an outcome; times are Unix times."""
+    """One line of the history. `state` is running or an outcome; `pid` the launcher's; times Unix times."""
 
     id: str
     state: str
@@ -259,6 +360,7 @@ class RunSummary(Struct, frozen=True):
     epoch: int | None = None
     loss: float | None = None
     resumed_from: str | None = None
+    pid: int | None = None
 
 
 class Runs(Reply, frozen=True, tag="runs"):
@@ -268,7 +370,7 @@ class Runs(Reply, frozen=True, tag="runs"):
 
 
 class RunReply(Reply, frozen=True, tag="run"):
-    """One run. `ended` is false while it goes on."""
+    """One run. `ended` is false while it goes on; `form` is what it was made from, its key hidden."""
 
     summary: RunSummary
     ended: bool
@@ -280,13 +382,14 @@ class RunReply(Reply, frozen=True, tag="run"):
     checkpoint: str | None = None
     peak_memory_bytes: int | None = None
     env: dict[str, str] = {}
+    form: Form | None = None
 
 
 class LogLines(Reply, frozen=True, tag="lines"):
     """`lines` without line ends, as a terminal would show them; `current` is the unfinished last line.
 
     `next` is the cursor after the last line given, `end` the log's length seen so far, `eof` true when
-    the run is over and nothing follows.
+    the run is over and nothing follows. `pid` is the launcher's.
     """
 
     run: str
@@ -295,6 +398,7 @@ class LogLines(Reply, frozen=True, tag="lines"):
     next: int
     end: int
     eof: bool
+    pid: int | None = None
 
 
 class RawLog(Reply, frozen=True, tag="bytes"):
@@ -318,6 +422,11 @@ AnyRequest: TypeAlias = (
     | GetStatus
     | Watch
     | Start
+    | StartForm
+    | Validate
+    | FindMissing
+    | Preview
+    | GetDefaults
     | Resume
     | Stop
     | Save
@@ -329,7 +438,21 @@ AnyRequest: TypeAlias = (
     | Reload
 )
 AnyReply: TypeAlias = (
-    Error | Welcome | Status | Started | Stopping | Saved | Runs | RunReply | LogLines | RawLog | Reloading
+    Error
+    | Welcome
+    | Status
+    | Started
+    | Validated
+    | Missing
+    | Previewed
+    | Defaults
+    | Stopping
+    | Saved
+    | Runs
+    | RunReply
+    | LogLines
+    | RawLog
+    | Reloading
 )
 
 encode = msgspec.msgpack.Encoder().encode

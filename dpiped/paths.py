@@ -2,7 +2,8 @@
 
 Why: the daemon often runs as root and starts what a web page asks for. A path is looked at where it
 really leads (`..` and symlinks resolved) and must lie below an allowed root; a sibling that shares a
-root's prefix does not.
+root's prefix does not. What is said of a refused one may go to a browser: the path as it was given, and
+in the hint, which does not go there, where it leads and what is allowed.
 
 Known gap: a path may be exchanged between this check and train.py's use of it.
 """
@@ -14,10 +15,18 @@ from pathlib import Path
 from dpiped.errors import InvalidInput
 
 LONGEST = 4096
+SHOWN = 300
+"""Characters of a path in an error."""
 
 
-def confine(text: str, field: str, roots: Sequence[Path], base: Path | None = None) -> Path:
-    """The resolved path. Relative ones are taken from `base`. Raises InvalidInput, naming `field`."""
+def confine(
+    text: str, field: str, roots: Sequence[Path], base: Path | None = None, shown: str | None = None
+) -> Path:
+    """The resolved path. Relative ones are taken from `base`. Raises InvalidInput, naming `field`.
+
+    `shown` stands for `text` in errors.
+    """
+    shown = ascii(text if shown is None else shown)[:SHOWN]
     if not text.strip():
         raise InvalidInput(f"{field} is empty; it takes a path", field=field)
     if "\0" in text or len(text.encode(errors="surrogatepass")) > LONGEST:
@@ -25,7 +34,7 @@ def confine(text: str, field: str, roots: Sequence[Path], base: Path | None = No
     path = Path(text)
     if not path.is_absolute():
         if base is None:
-            raise InvalidInput(f"{field} takes an absolute path, not {text!r}", field=field)
+            raise InvalidInput(f"{field} takes an absolute path, not {shown}", field=field)
         path = base / path
     try:
         resolved = path.resolve()
@@ -34,11 +43,13 @@ def confine(text: str, field: str, roots: Sequence[Path], base: Path | None = No
             resolved.lstat()
         allowed = any(resolved.is_relative_to(root.resolve()) for root in roots)
     except (OSError, RuntimeError, UnicodeEncodeError) as error:
-        raise InvalidInput(f"{field}: {str(path)!a:.300} can't be used: {error}", field=field) from error
+        why = error.strerror if isinstance(error, OSError) else "it leads in a circle or is not UTF-8"
+        raise InvalidInput(f"{field}: {shown} can't be used: {why}", field=field) from error
     if not allowed:
         raise InvalidInput(
-            f"{field}: {resolved} lies outside the allowed roots ({', '.join(map(str, roots))})",
+            f"{field}: {shown} lies outside the allowed roots",
             field=field,
-            hint="move it below one of them, or set DIFFPIPE_ALLOWED_ROOTS for the daemon",
+            hint=f"it leads to {resolved}; allowed is what lies below {', '.join(map(str, roots))} "
+            "(DIFFPIPE_ALLOWED_ROOTS of the daemon replaces the roots of models and configs)",
         )
     return resolved

@@ -85,6 +85,7 @@ def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
         if _lives(live):
             return live
         live.find_files()
+        live.hide_key(over=True)
         rundir.conclude(folder, history.conclude_from_records(folder, spec))
     finally:
         os.close(claim)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from dpiped import arguments, checkpoints, history, messages, rundir
 from dpiped.errors import InvalidInput, RunDamaged
-from dpiped.launch import HIDDEN, Wanted
+from dpiped.redaction import HIDDEN
 from dpiped.rundir import Concluded, Spec
+from dpiped.sources import Wanted
 
 
 def plan(runs: Path, request: messages.Resume) -> Wanted:

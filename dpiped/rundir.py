@@ -5,7 +5,8 @@ stands in small files, each with one writer, each replaced in one step (write as
 reader sees the whole file or none. The log is the training's own output file.
 
     spec.json             daemon   what is launched and why
-    training_config.toml  daemon   exactly what train.py is given (with our mark in a comment)
+    training_config.toml  daemon   exactly what train.py is given (with our mark in a comment); a key is taken
+                                   out of it once the ranks have read it
     dataset_config.toml   daemon   the data set description it points to
     started.json          runner   the runner's and the child's identity
     output.log            the training itself
@@ -34,6 +35,7 @@ import msgspec
 from msgspec import Struct
 
 from dpiped.errors import RunDamaged
+from dpiped.form import Form
 from dpiped.messages import How, OutcomeName
 
 LOG = "output.log"
@@ -56,7 +58,8 @@ class Identity(Struct, frozen=True):
 class Spec(Struct, frozen=True, kw_only=True):
     """What the run is. `args` are those of `argv` that the user gave to train.py.
 
-    `env` is what was added to the daemon's allow-list, secrets blanked out.
+    `env` is what was added to the daemon's allow-list, secrets blanked out; `form` what the config was
+    generated from, its key hidden. `holds_key`: the config is launched with a key in it.
     """
 
     run: str
@@ -68,6 +71,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     source: str
     digest: str
+    form: Form | None = None
+    holds_key: bool = False
     output_dir: str
     epochs: int | None = None
     max_steps: int | None = None
@@ -169,12 +174,23 @@ def conclude(run_dir: Path, concluded: Concluded) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Atomic and durable: temporary file beside it, fsync, rename, fsync of the directory. Mode 0600."""
-    handle, temporary = _temporary(path)
+    """A file of a run directory: atomic, durable, mode 0600, in the room reserved for it. Raises OSError."""
+    _replace(path, *_temporary(path), data, 0o600)
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """The same anywhere else. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    _replace(path, handle, temporary, data, mode)
+
+
+def _replace(path: Path, handle: int, temporary: str, data: bytes, mode: int) -> None:
+    """Temporary file beside it, fsync, rename, fsync of the directory."""
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.truncate()
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

@@ -44,6 +44,9 @@ ENVIRONMENT_FOR_TRAINING = (
 """Names and globs of the daemon's own variables that a training gets (LC_* means all that begin so)."""
 
 
+SHORTEST_TOKEN = 16
+"""Characters; a shorter one could be guessed."""
+
 _N = TypeVar("_N", int, float)
 
 
@@ -101,6 +104,73 @@ def socket_path(env: Mapping[str, str] = os.environ) -> str:
             hint="choose a shorter path, for instance below /run or /tmp",
         )
     return path
+
+
+class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Those of `dpipectl serve`. `unix` is a socket's path, which takes the place of host and port.
+
+    `hosts` are further names that requests may be addressed to.
+    """
+
+    host: str
+    port: int
+    unix: str | None
+    token: str | None
+    hosts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"HttpSettings({self.unix or self.host}:{self.port})"
+
+
+def load_http(env: Mapping[str, str] = os.environ) -> HttpSettings:
+    """Raises SettingsError, which names the variable and what it takes."""
+    read = _Reader(env)
+    unix = read.optional_path("DIFFPIPE_HTTP_SOCKET")
+    token = env.get("DIFFPIPE_HTTP_TOKEN") or None
+    file = read.optional_path("DIFFPIPE_HTTP_TOKEN_FILE")
+    if token is None and file is not None:
+        token = token_in(str(file), "DIFFPIPE_HTTP_TOKEN_FILE")
+    if token is not None:
+        check_token(token, "DIFFPIPE_HTTP_TOKEN")
+    return HttpSettings(
+        host=env.get("DIFFPIPE_HTTP_HOST", "").strip() or "127.0.0.1",
+        port=read.integer("DIFFPIPE_HTTP_PORT", 7878, 1, 65535),
+        unix=str(unix) if unix else None,
+        token=token,
+        hosts=read.names("DIFFPIPE_HTTP_HOSTS"),
+    )
+
+
+def token_in(path: str, name: str) -> str:
+    """The token in a file that only its owner may read. Raises SettingsError, which names `name`."""
+    import stat
+
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slow to import
+            mode = os.fstat(file.fileno()).st_mode
+            token = file.readline(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise SettingsError(f"{name}: {path} can't be read: {why}", field=name) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SettingsError(
+            f"{name}: others may read {path} (mode {stat.S_IMODE(mode):o})",
+            field=name,
+            hint=f"chmod 600 {path}",
+        )
+    return check_token(token, name)
+
+
+def check_token(token: str, name: str) -> str:
+    """The token, if it is worth the name. Raises SettingsError, which names `name`."""
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise SettingsError(
+            f"{name} takes a token of at least {SHORTEST_TOKEN} ASCII characters without spaces",
+            field=name,
+            hint="make one with: openssl rand -hex 32",
+        )
+    return token
 
 
 def load(env: Mapping[str, str] = os.environ) -> Settings:
@@ -161,6 +231,26 @@ def training_environment(settings: Settings, env: Mapping[str, str] = os.environ
     patterns = (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)
     passed = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in patterns)}
     return passed | settings.training_env
+
+
+def is_secret(name: str) -> bool:
+    """Does a variable's name say that its value is a secret? TOKENIZERS_PARALLELISM is none."""
+    import re
+
+    return re.search(r"KEY|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL", name, re.IGNORECASE) is not None
+
+
+def expand(text: str, env: Mapping[str, str] = os.environ) -> str:
+    """A path with `~` and `$VAR` replaced; variables whose name says that they are secret are not."""
+    import re
+
+    def value(found: re.Match[str]) -> str:
+        name = found["name"] or found["braced"]
+        return found.group() if is_secret(name) else env.get(name, found.group())
+
+    return os.path.expanduser(  # noqa: PTH111 - pathlib's raises for a user that does not exist
+        re.sub(r"\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", value, text)
+    )
 
 
 def _home(env: Mapping[str, str]) -> list[Path]:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from dpiped import checkpoints, ending, launch, lifecycle, messages, procs, recovery, rundir, saving
 from dpiped.errors import InvalidInput, LaunchFailed, Refused, RunDamaged
-from dpiped.launch import Wanted
 from dpiped.lifecycle import (
     Adopt,
     Await,
@@ -34,6 +35,7 @@ from dpiped.lifecycle import (
 from dpiped.live import LiveRun
 from dpiped.rundir import Concluded, Exit, Spec
 from dpiped.settings import RUN_MARKER, Settings, training_environment
+from dpiped.sources import Wanted
 
 TICK = 0.1
 LAUNCH_TICK = 0.02
@@ -74,19 +76,25 @@ class Supervisor:
             _clear_signal_files(Path(plan.spec.train_dir))
         actions = self.machine.feed(lifecycle.Start(run))
         try:
+            _publish(plan.publish)
             rundir.create(plan.run_dir, plan.files, plan.spec)
         except BaseException as error:
             # Whatever went wrong, nothing was started.
             self.machine.feed(Ended(run))
             if not isinstance(error, OSError):
                 raise
-            why = f"{plan.run_dir} can't be written: {error}"
-            raise LaunchFailed(why, field="DIFFPIPE_STATE_DIR") from error
+            raise LaunchFailed(
+                f"the run directory can't be written: {error.strerror}",
+                field="DIFFPIPE_STATE_DIR",
+                hint=f"it was to be {plan.run_dir}",
+            ) from error
         self._environment = plan.environment
         self._follow_run(LiveRun(self.settings, plan.spec))
         self._act(actions)
         await self.announce()
-        return await self._launched(plan.spec, plan.run_dir)
+        started = await self._launched(plan.spec, plan.run_dir)
+        written = plan.spec.source if plan.publish else None
+        return msgspec.structs.replace(started, written=written, warnings=plan.warnings)
 
     def require_idle(self) -> None:
         """Raises Refused while a run is active, or once the daemon is ending."""
@@ -184,6 +192,7 @@ class Supervisor:
                 self.notice(f"following run {live.id} failed: {error!r}")
                 await asyncio.sleep(FAULT_TICK)
         live.find_files()
+        live.hide_key(over=True)
         _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
         await self.announce()
@@ -193,6 +202,7 @@ class Supervisor:
         while not await self._over(live):
             if await live.drain():
                 await self.announce()
+            live.hide_key()
             if live.launched is not None:
                 live.look_for_files()
             await asyncio.sleep(TICK if live.launched is not None else LAUNCH_TICK)
@@ -307,6 +317,18 @@ DOES: dict[lifecycle.Rung, str] = {
     "term": "sent SIGTERM to all its processes",
     "kill": "sent SIGKILL to all its processes",
 }
+
+
+def _publish(files: dict[Path, bytes]) -> None:
+    """Writes a form's files where it asked for them; no key is in them. Raises InvalidInput."""
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rundir.replace_file(path, data, 0o644)
+    except OSError as error:
+        raise InvalidInput(
+            f"config_dir: the config files can't be written there: {error.strerror}", field="config_dir"
+        ) from error
 
 
 def _clear_signal_files(train_dir: Path) -> None:

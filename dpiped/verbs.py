@@ -13,12 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dpiped
-from dpiped import history, lifecycle, logs, messages, resume, rundir, saving, view
+from dpiped import (
+    form_paths,
+    history,
+    lifecycle,
+    logs,
+    messages,
+    resume,
+    rundir,
+    saving,
+    sources,
+    validation,
+    view,
+)
 from dpiped.ending import REQUESTED
-from dpiped.errors import DpipedError, InvalidInput, Refused
-from dpiped.launch import Wanted
+from dpiped.errors import DpipedError, InvalidForm, InvalidInput, Refused
 from dpiped.live import LiveRun
 from dpiped.messages import AnyReply, AnyRequest
+from dpiped.sources import Wanted
 from dpiped.supervisor import NOTHING_RUNNING, Supervisor
 from dpiped.tensorboard import TensorBoard
 
@@ -32,6 +44,7 @@ class Verbs:
         self, supervisor: Supervisor, tensorboard: TensorBoard, on_reload: Callable[[], None]
     ) -> None:
         self._supervisor = supervisor
+        self._settings = supervisor.settings
         self._tensorboard = tensorboard
         self._on_reload = on_reload
         self._started_at = time.time()
@@ -41,7 +54,9 @@ class Verbs:
         try:
             return await self._answer(request)
         except DpipedError as error:
-            return messages.Error(error.code, error.message, error.field, error.hint)
+            wrong = error.fields if isinstance(error, InvalidForm) else ()
+            fields = tuple(messages.FieldError(field, text) for field, text in wrong)
+            return messages.Error(error.code, error.message, error.field, error.hint, fields)
         except lifecycle.NotAllowed as error:
             return messages.Error("refused", f"not possible while {type(error.state).__name__.lower()}")
 
@@ -54,8 +69,17 @@ class Verbs:
             case messages.Watch():
                 return await self._watch(request)
             case messages.Start():
-                wanted = Wanted(Path(request.config), request.num_gpus, request.args, dict(request.env))
-                return await self._supervisor.start(wanted)
+                return await self._supervisor.start(_wanted(request))
+            case messages.StartForm():
+                return await self._start_form(request)
+            case messages.Validate():
+                return self._validate(request)
+            case messages.FindMissing():
+                return messages.Missing(form_paths.missing(self._settings, request.paths))
+            case messages.Preview():
+                return self._preview(request)
+            case messages.GetDefaults():
+                return form_paths.defaults(self._settings)
             case messages.Resume():
                 return await self._resume(request)
             case messages.Stop():
@@ -92,6 +116,23 @@ class Verbs:
         await self._supervisor.wait_until(lambda: self._supervisor.revision != request.after, request.wait)
         return self._status()
 
+    async def _start_form(self, request: messages.StartForm) -> AnyReply:
+        wanted = _wanted(request)
+        # What is wrong with the form comes before what is wrong with the moment.
+        sources.check_form(self._settings, wanted)
+        self._supervisor.require_idle()
+        return await self._supervisor.start(wanted)
+
+    def _validate(self, request: messages.Validate) -> AnyReply:
+        if (request.form is None) == (request.config is None):
+            raise InvalidInput("validate takes a form or a config, one of them", field="form")
+        return messages.Validated(validation.findings(self._settings, _wanted(request)))
+
+    def _preview(self, request: messages.Preview) -> AnyReply:
+        files = sources.make_files(self._settings, Wanted(form=request.form))
+        paths = str(files.training_path), str(files.dataset_path)
+        return messages.Previewed(paths[0], files.training_toml, paths[1], files.dataset_toml)
+
     async def _resume(self, request: messages.Resume) -> AnyReply:
         self._supervisor.require_idle()
         return await self._supervisor.start(resume.plan(self._supervisor.runs, request))
@@ -123,7 +164,7 @@ class Verbs:
         return history.detail(self._supervisor.runs, run, active=self._live(run) is not None)
 
     async def _log(self, request: messages.ReadLog) -> AnyReply:
-        run = self._run_id(request.run)
+        run = self._log_run(request)
         path = self._supervisor.runs / run / rundir.LOG
         seen = request.seen if request.seen is not None else request.after
         if seen is not None:
@@ -135,7 +176,8 @@ class Verbs:
             return history.read_log(run, path, request)
         page = self._live_page(live, request, path)
         current = live.ring.current if page.next >= live.ring.next else ""
-        return messages.LogLines(run, page.lines, current, page.next, live.ring.end, eof=False)
+        pid = live.launched.child.pid if live.launched else None
+        return messages.LogLines(run, page.lines, current, page.next, live.ring.end, False, pid)
 
     async def _raw(self, request: messages.ReadRaw) -> AnyReply:
         run = self._run_id(request.run)
@@ -177,8 +219,27 @@ class Verbs:
         live = self._supervisor.live
         return live if live is not None and live.id == run else None
 
+    def _log_run(self, request: messages.ReadLog) -> str:
+        if request.pid is None:
+            return self._run_id(request.run)
+        live = self._supervisor.live
+        if live is not None and live.launched is not None and live.launched.child.pid == request.pid:
+            return live.id
+        return history.by_pid(self._supervisor.runs, request.pid)
+
     def _run_id(self, name: str | None) -> str:
         """The run meant: by name, or the active one, or the last one. Raises UnknownRun."""
         if name is None and self._supervisor.live is not None:
             return self._supervisor.live.id
         return history.resolve(self._supervisor.runs, name or history.LAST)
+
+
+def _wanted(request: messages.Start | messages.StartForm | messages.Validate) -> Wanted:
+    config = None if isinstance(request, messages.StartForm) or request.config is None else request.config
+    return Wanted(
+        config=Path(config) if config else None,
+        form=None if isinstance(request, messages.Start) else request.form,
+        num_gpus=None if isinstance(request, messages.StartForm) else request.num_gpus,
+        args=request.args,
+        env=dict(request.env),
+    )

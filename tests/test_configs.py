@@ -42,7 +42,7 @@ class Place:
         return self.source
 
     def load(self) -> Config:
-        return configs.load(self.write(), (self.root,), self.base)
+        return configs.check(configs.read(self.write()), (self.root,), self.base)
 
     def snapshot(self, run_dir: Path | None = None) -> tuple[str, dict[str, bytes]]:
         """The frozen training TOML as text, and all files."""
@@ -171,7 +171,7 @@ def test_a_path_that_also_stands_elsewhere_is_not_exchanged_there(place: Place) 
 def test_a_byte_order_mark_and_windows_line_ends_are_taken(place: Place) -> None:
     text = place.write().read_text()
     place.source.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    config = configs.load(place.source, (place.root,), place.base)
+    config = configs.check(configs.read(place.source), (place.root,), place.base)
     files = configs.snapshot(config, RUN, place.root / "runs" / RUN)
     assert files["training_config.toml"].startswith(f"# dpiped run {RUN}\noutput_dir".encode())
 
@@ -182,7 +182,7 @@ def test_a_resumed_snapshot_gets_only_the_new_mark(place: Place) -> None:
     old.mkdir(parents=True)
     for name, data in files.items():
         (old / name).write_bytes(data)
-    again = configs.load(old / "training_config.toml", (place.root,), place.base)
+    again = configs.check(configs.read(old / "training_config.toml"), (place.root,), place.base)
     new = place.root / "runs/20260305-000000-cd34"
     text = configs.snapshot(again, new.name, new)["training_config.toml"].decode()
     assert text.startswith(f"# dpiped run {new.name}\noutput_dir")
@@ -297,10 +297,10 @@ def test_a_wrong_data_set_names_its_field(place: Place, text: str, field: str) -
 def test_a_file_that_is_no_config_is_refused(place: Place, text: bytes) -> None:
     place.source.write_bytes(text)
     with pytest.raises(InvalidInput) as refused:
-        configs.load(place.source, (place.root,), place.base)
+        configs.check(configs.read(place.source), (place.root,), place.base)
     assert refused.value.field in ("config", "model.type")
     with pytest.raises(InvalidInput) as refused:
-        configs.load(place.root / "missing.toml", (place.root,), place.base)
+        configs.check(configs.read(place.root / "missing.toml"), (place.root,), place.base)
     assert refused.value.field == "config"
 
 
@@ -366,12 +366,12 @@ def test_what_is_no_toml_file_is_refused_without_reading_it(place: Place, which:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(InvalidInput, match="larger than 1 MiB") as refused:
-        configs.load(place.source, (place.root,), place.base)
+        configs.check(configs.read(place.source), (place.root,), place.base)
     assert refused.value.field == which
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(InvalidInput, match="is not a file") as refused:
-        configs.load(place.source, (place.root,), place.base)
+        configs.check(configs.read(place.source), (place.root,), place.base)
     assert refused.value.field == which
 
 

@@ -11,9 +11,10 @@ import pytest
 import dpiped
 from dpiped import configs, launch
 from dpiped.errors import InvalidInput, NotInstalled
-from dpiped.launch import Plan, Wanted
+from dpiped.launch import Plan
 from dpiped.rundir import Spec
 from dpiped.settings import RUN_MARKER, Settings, load
+from dpiped.sources import Wanted
 from tests.test_checkpoints import make_checkpoint, no_model_states
 
 
@@ -201,7 +202,7 @@ def test_an_empty_folder_name_is_not_a_fresh_start(machine: Machine) -> None:
 def test_resuming_the_newest_of_none_is_refused(machine: Machine) -> None:
     refused = refusal(lambda: machine.plan("--resume_from_checkpoint"))
     assert refused.field == "resume_from_checkpoint"
-    assert str(machine.out) in refused.message
+    assert str(machine.out) in (refused.hint or "") and str(machine.out) not in refused.message
 
 
 def test_a_run_that_goes_on_with_its_own_snapshot_counts_as_the_same_config(machine: Machine) -> None:
@@ -243,7 +244,8 @@ def test_train_py_is_taken_from_the_first_folder_that_has_one(machine: Machine) 
     with pytest.raises(NotInstalled) as missing:
         machine.plan()
     assert missing.value.field == "DIFFPIPE_APP_DIR"
-    assert str(machine.app) in missing.value.message and str(machine.repo) in missing.value.message
+    hint = missing.value.hint or ""
+    assert str(machine.app) in hint and str(machine.repo) in hint
 
 
 def test_the_embedded_trainer_needs_no_installation(machine: Machine) -> None:
@@ -259,7 +261,7 @@ def test_a_missing_launcher_names_its_variable(machine: Machine, missing: str) -
     with pytest.raises(NotInstalled) as refused:
         machine.plan()
     assert refused.value.field == "DEEPSPEED_BIN"
-    assert missing in refused.value.message
+    assert missing in (refused.value.hint or "")
 
 
 def test_a_launcher_that_is_not_executable_is_none(machine: Machine) -> None:
@@ -307,7 +309,7 @@ def test_secrets_are_hidden_in_the_record_but_given_to_the_training(machine: Mac
     }
     shown = {"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "NO_TOKEN": ""}
     plan = machine.plan(wanted=Wanted(machine.config, env=env | shown))
-    assert plan.spec.env == dict.fromkeys(env, "(hidden)") | shown
+    assert plan.spec.env == dict.fromkeys(env, "hidden-by-dpiped") | shown
     assert {name: plan.environment[name] for name in env} == env
     written = msgspec.json.encode(plan.spec) + b"".join(plan.files.values())
     assert not [secret for secret in ("k1", "k2", "k3", "k4", "k5") if f'"{secret}"'.encode() in written]

@@ -187,7 +187,7 @@ def test_all_that_is_known_of_a_run() -> None:
         train_dir="/w/out/x",
         checkpoint="global_step80",
         peak_memory_bytes=3 << 30,
-        env={"HF_TOKEN": "(hidden)"},
+        env={"HF_TOKEN": "hidden-by-dpiped"},
     )
     text = render.run(reply)
     for fact in (
@@ -203,7 +203,7 @@ def test_all_that_is_known_of_a_run() -> None:
         "3072 MiB",
         "/app",
         "/bin/deepspeed train.py",
-        "(hidden)",
+        "hidden-by-dpiped",
     ):
         assert fact in text
     assert "None" not in text

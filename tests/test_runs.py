@@ -168,7 +168,7 @@ def test_a_resumed_run_goes_on_as_it_began(dpiped: Workspace) -> None:
     shown = dpiped.json("show", again["run"])
     assert shown["argv"][1] == "--num_gpus=2"
     assert shown["argv"][-2:] == ["--trust_cache", "--reset_dataloader"]
-    assert shown["env"] == {"MINE": "1", "MY_TOKEN": "(hidden)"}
+    assert shown["env"] == {"MINE": "1", "MY_TOKEN": "hidden-by-dpiped"}
     assert dpiped.ctl("stop")[0] == 0
     third = dpiped.json("resume", first, "--num-gpus", "4", "--env", "MY_TOKEN=")["run"]
     assert dpiped.json("show", third)["argv"][1] == "--num_gpus=4"
@@ -283,7 +283,7 @@ def test_the_trainings_environment_is_the_allow_list(workspace: Workspace) -> No
     assert (env["NCCL_P2P_DISABLE"], env["NCCL_IB_DISABLE"]) == ("1", "1")
     assert not {"PYTHONPATH", "VIRTUAL_ENV", "UNLISTED", "DIFFPIPE_SOCKET"} & set(env)
     assert "hush" not in (workspace.runs_dir / run / "spec.json").read_text()
-    assert workspace.json("show", run)["env"] == {"MINE": "2", "MY_TOKEN": "(hidden)"}
+    assert workspace.json("show", run)["env"] == {"MINE": "2", "MY_TOKEN": "hidden-by-dpiped"}
 
 
 def test_a_launcher_that_can_not_be_executed_is_a_clear_failure(workspace: Workspace) -> None:

@@ -1,11 +1,12 @@
 """A trainer that does nothing but behave: the prints, files and signals of diffusion-pipe, or their abuse.
 
-`[model] type` is "scripted"; `[script] behaviour` and its other keys say what to do. It needs only the
-standard library. One behaviour is one function below.
+`[script] behaviour` and its other keys say what to do; so does the variable SCRIPT, as JSON, where the config is
+made from a form. It needs only the standard library. One behaviour is one function below.
 """
 
 import argparse
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -26,13 +27,18 @@ def say_as_deepspeed(text: str) -> None:
     say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] {text}")
 
 
+def script_of(config: dict[str, Any]) -> dict[str, Any]:
+    script: dict[str, Any] = config.get("script") or json.loads(os.environ.get("SCRIPT", "{}"))
+    return script
+
+
 class Training:
     """The well-behaved part: run directory, step lines, checkpoints, signal files."""
 
     def __init__(self, options: argparse.Namespace, config: dict[str, Any]) -> None:
         self.options = options
         self.config = config
-        self.script: dict[str, Any] = config.get("script", {})
+        self.script = script_of(config)
         self.steps: int = self.script.get("steps", 1_000_000 if "until" in self.script else 20)
         self.seconds: float = self.script.get("seconds_per_step", 0.02)
         self.step = 0
@@ -206,7 +212,7 @@ def main() -> None:
     if options.cache_only:
         say("caching latents: /data/set")
         return
-    BEHAVIOURS[config.get("script", {}).get("behaviour", "well_behaved")](Training(options, config))
+    BEHAVIOURS[script_of(config).get("behaviour", "well_behaved")](Training(options, config))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,201 @@
+"""What a better web page needs beyond ControlPilot's four calls.
+
+Why: a page that is to be right after a crash, a reload or a restart must be able to ask for everything anew:
+what is going on, what was, and every line of every log. Each of these is one request to the daemon.
+
+Known gap: one request at a time for a log page; following is `live.py`'s.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from dpipectl import forms
+from dpipectl.client import Failed
+from dpipectl.http import answers, reading
+from dpipectl.http.answers import Problem, document
+from dpipectl.http.daemon import Daemon
+from dpiped import messages
+from dpiped.errors import DpipedError
+from dpiped.messages import AnyRequest
+
+_R = TypeVar("_R")
+RUN = r"[A-Za-z0-9._-]{1,128}"
+LAUNCH_WAIT = 90.0
+LARGEST_CURSOR = 1 << 60
+LARGEST_PAGE = 10_000
+
+
+class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which run to go on from (default: the last one), on how many GPUs (default: as many as it had).
+
+    `wandb_api_key` is needed again by a run that had one, unless the daemon has WANDB_API_KEY.
+    """
+
+    run: messages.RunName | None = None
+    num_gpus: messages.Gpus | None = None
+    wandb_api_key: messages.Key | None = None
+
+    def __repr__(self) -> str:
+        return "Resume(...)"
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """The new run, and the one that it goes on from."""
+
+    status: str
+    run: str
+    pid: int
+    resumed_from: str | None
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """`findings` are all that is wrong with the form, each at its field."""
+
+    ok: bool
+    findings: tuple[messages.FieldError, ...]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`version` is the daemon's."""
+
+    status: str
+    version: str
+
+
+async def status(request: Request) -> Response:
+    """What is going on; with `after` and `wait`, as soon as the revision is another one."""
+    after = reading.whole(request, "after", -1, LARGEST_CURSOR, None)
+    wait = reading.seconds(request, "wait", messages.LONGEST_WAIT, 0.0) or 0.0
+    if after is None:
+        return document(await ask(request, messages.GetStatus(), messages.Status))
+    return document(await ask(request, messages.Watch(after, wait), messages.Status, wait))
+
+
+async def health(request: Request) -> Response:
+    """200 while the daemon answers, else 503."""
+    try:
+        hello = await _daemon(request).ask(messages.Hello(), messages.Welcome)
+    except (DpipedError, Failed) as error:
+        raise Problem(503, "dpiped does not answer") from error
+    return document(Health("ok", hello.version))
+
+
+async def defaults(request: Request) -> Response:
+    """A form with every default filled in, and where its paths may lie."""
+    return document(await ask(request, messages.GetDefaults(), messages.Defaults))
+
+
+async def preview(request: Request) -> Response:
+    """The two TOML texts that a form gives. Nothing is written."""
+    data, sent = await reading.body(request)
+    try:
+        form = forms.convert(data, ignore_unknown=True)
+    except DpipedError as error:
+        raise answers.of_error(error, sent) from error
+    return document(await ask(request, messages.Preview(form), messages.Previewed, sent=sent))
+
+
+async def check(request: Request) -> Response:
+    """Everything that is wrong with a form, also what a start would find too late."""
+    data, sent = await reading.body(request)
+    try:
+        form = forms.convert(data, ignore_unknown=True)
+    except DpipedError as error:
+        raise answers.of_error(error, sent) from error
+    reply = await ask(request, messages.Validate(form=form), messages.Validated, LAUNCH_WAIT, sent)
+    findings = tuple(
+        messages.FieldError(each.field, answers.without_paths(each.message, sent)) for each in reply.findings
+    )
+    return document(Checked(not findings, findings))
+
+
+async def save(request: Request) -> Response:
+    """A checkpoint now; 202 if it is not written within `wait` seconds."""
+    wait = reading.seconds(request, "wait", messages.LONGEST_WAIT, 30.0) or 0.0
+    saved = await ask(request, messages.Save(wait=wait), messages.Saved, wait)
+    return document(saved, 200 if saved.checkpoint else 202)
+
+
+async def resume(request: Request) -> Response:
+    """A new run that goes on from another one's newest whole checkpoint."""
+    data, sent = await reading.body(request)
+    try:
+        wanted = msgspec.convert(data, Resume)
+    except msgspec.ValidationError as error:
+        where = str(error).rpartition("`$.")[2].rstrip("`")
+        field = where or str(error).partition("field `")[2].rstrip("`") or "body"
+        takes = {
+            "run": "takes the name of a run",
+            "num_gpus": "takes a whole number from 1 to 64",
+            "wandb_api_key": "takes your key",
+        }
+        raise answers.of_fields([(field, takes.get(field, "is no field of a resume"))]) from error
+    env = {"WANDB_API_KEY": wanted.wandb_api_key} if wanted.wandb_api_key else {}
+    asked = messages.Resume(wanted.run, num_gpus=wanted.num_gpus, env=env)
+    reply = await ask(request, asked, messages.Started, LAUNCH_WAIT, sent)
+    return document(Resumed("started", reply.run, reply.pid, reply.resumed_from))
+
+
+async def runs(request: Request) -> Response:
+    """The newest runs, newest first."""
+    limit = reading.whole(request, "limit", 1, 10_000, 100)
+    assert limit is not None
+    return document(await ask(request, messages.ListRuns(limit), messages.Runs))
+
+
+async def run(request: Request) -> Response:
+    """All that is known of one run."""
+    return document(await ask(request, messages.ShowRun(_run(request)), messages.RunReply))
+
+
+async def lines(request: Request) -> Response:
+    """Lines of a run's log after a cursor; without one, the last `limit` lines."""
+    after = reading.whole(request, "after", 0, LARGEST_CURSOR, None)
+    limit = reading.whole(request, "limit", 1, LARGEST_PAGE, 500)
+    assert limit is not None
+    asked = messages.ReadLog(_run(request), after=after, limit=limit)
+    return document(await ask(request, asked, messages.LogLines))
+
+
+async def log(request: Request) -> Response:
+    """The whole log as it was printed, as a file."""
+    first = await ask(request, messages.ReadRaw(_run(request), after=0), messages.RawLog)
+    headers = {
+        "content-disposition": f'attachment; filename="{first.run}.log"',
+        "x-content-type-options": "nosniff",
+    }
+    body = _bytes(_daemon(request), first)
+    return StreamingResponse(body, headers=headers, media_type="text/plain; charset=utf-8")
+
+
+async def ask(request: Request, asked: AnyRequest, kind: type[_R], wait: float = 0.0, sent: str = "") -> _R:
+    """The daemon's reply. Raises Problem."""
+    try:
+        return await _daemon(request).ask(asked, kind, wait)
+    except (DpipedError, Failed) as error:
+        raise answers.of_error(error, sent) from error
+
+
+async def _bytes(daemon: Daemon, page: messages.RawLog) -> AsyncIterator[bytes]:
+    """To the end of what there is now. A daemon that goes away breaks the download off, which shows."""
+    while page.data:
+        yield page.data
+        page = await daemon.ask(messages.ReadRaw(page.run, after=page.next), messages.RawLog)
+
+
+def _run(request: Request) -> str:
+    """The name in the path. Raises Problem (404) for what can't be one."""
+    name: str = request.path_params["run"]
+    if not re.fullmatch(RUN, name):
+        raise Problem(404, "there is no run of that name")
+    return name
+
+
+def _daemon(request: Request) -> Daemon:
+    daemon: Daemon = request.app.state.daemon
+    return daemon

@@ -1,0 +1,131 @@
+"""The daemon's socket for a server: one connection, many requests at once, no thread.
+
+Why: hundreds of followers wait on the daemon at the same time. One connection and a number per request
+carries them all; when it breaks, all who wait are told at once, and the next request connects anew.
+
+Source of the readiness rules: ZeroMQ's FD is edge-triggered, so whatever is there is taken in after every
+event and after every send.
+
+Known gap: a reply that comes after its time-out is thrown away.
+"""
+
+import asyncio
+import socket
+from typing import TypeVar
+
+import msgspec
+import zmq
+
+from dpipectl.client import MARGIN, TIMEOUT, Failed
+from dpiped import messages
+from dpiped.errors import InvalidInput, Unreachable
+from dpiped.messages import AnyReply, AnyRequest
+
+_R = TypeVar("_R")
+
+
+class Daemon:
+    """`ask` raises Failed for an error reply, Unreachable for none, InvalidInput for a request too large."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._decoder = messages.reply_decoder()
+        self._number = 0
+        self._pending: dict[bytes, asyncio.Future[bytes]] = {}
+
+    async def ask(self, request: AnyRequest, kind: type[_R], wait: float = 0.0) -> _R:
+        """The reply, which is of that kind. `wait` is how long the daemon itself may take (seconds)."""
+        reply = self._decoded(await self._exchange(request, wait + MARGIN if wait else TIMEOUT))
+        assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
+        return reply
+
+    def close(self) -> None:
+        """Whoever waits is told that the daemon went away."""
+        if self._socket is None or self._monitor is None:
+            return
+        loop = asyncio.get_running_loop()
+        for each in (self._socket, self._monitor):
+            loop.remove_reader(_descriptor(each))
+        self._socket.disable_monitor()
+        self._socket.close(linger=0)
+        self._socket = self._monitor = None
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(Unreachable("dpiped went away before it answered"))
+
+    async def _exchange(self, request: AnyRequest, timeout: float) -> bytes:
+        body = messages.encode(request)
+        if len(body) > messages.REQUEST_BYTES:
+            raise InvalidInput("the request is too large")
+        connection = self._socket or self._connect()
+        self._number += 1
+        number = self._number.to_bytes(8, "big")
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pending[number] = future
+        try:
+            connection.send_multipart((number, body), zmq.NOBLOCK)
+            self._take_in()
+            async with asyncio.timeout(timeout):
+                return await future
+        except zmq.Again as error:
+            raise Unreachable("dpiped does not take requests any more") from error
+        except TimeoutError as error:
+            raise Unreachable("dpiped does not answer") from error
+        finally:
+            self._pending.pop(number, None)
+
+    def _connect(self) -> "zmq.Socket[bytes]":
+        """ZeroMQ would wait for a socket that is not there, so that is looked at first."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(self._path)
+            except OSError as error:
+                raise Unreachable("dpiped can't be reached") from error
+        connection = self._context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.LINGER, 0)
+        monitor = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        connection.connect(f"ipc://{self._path}")
+        loop = asyncio.get_running_loop()
+        loop.add_reader(_descriptor(connection), self._take_in)
+        loop.add_reader(_descriptor(monitor), self._look_at_monitor)
+        self._socket, self._monitor = connection, monitor
+        return connection
+
+    def _take_in(self) -> None:
+        while self._socket is not None:
+            try:
+                number, body = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            future = self._pending.get(number)
+            if future is not None and not future.done():
+                future.set_result(body)
+
+    def _look_at_monitor(self) -> None:
+        if self._monitor is None:
+            return
+        try:
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        self._take_in()
+        self.close()
+
+    def _decoded(self, body: bytes) -> AnyReply:
+        try:
+            reply = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise Unreachable("dpiped answers in another protocol; `dpipectl reload` it") from error
+        if isinstance(reply, messages.Error):
+            raise Failed(reply)
+        return reply
+
+
+def _descriptor(connection: "zmq.Socket[bytes]") -> int:
+    found = connection.getsockopt(zmq.FD)
+    assert isinstance(found, int)
+    return found

@@ -1,0 +1,137 @@
+"""Who may ask: address, origin and token are checked before anything else is looked at.
+
+Why: whoever can post to this port starts programs as the daemon's user. A page of another site must not be
+able to, through a browser that reaches 127.0.0.1 (its Origin is another one) or through a name that it lets
+point there (the Host is another one); and on an address that others reach, nobody without the token.
+
+The cookie is the time it was made at and a signature of it by the token, so it needs no memory and dies with
+the token.
+
+Known gap: no limit on guesses; a token has at least 16 characters, and each wrong one costs a moment.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+
+from msgspec import Struct
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dpipectl.http.answers import document
+
+COOKIE = "dpiped_session"
+SESSION_SECONDS = 30 * 86400
+SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+LOCAL_NAMES = frozenset(("localhost", "ip6-localhost"))
+WRONG_HOST = "This server does not answer to that name (DIFFPIPE_HTTP_HOSTS)."
+WRONG_ORIGIN = "A page of another site may not ask for this."
+NO_TOKEN = "A token is needed: Authorization: Bearer ..., or log in."
+
+
+class Policy(Struct, frozen=True):
+    """`token` None: everybody who reaches the server may ask. `hosts`: further names; `*` is any.
+
+    `check_host` is off where another application stands before this one and has checked it.
+    """
+
+    token: str | None = None
+    hosts: tuple[str, ...] = ()
+    check_host: bool = True
+
+    def __repr__(self) -> str:
+        return "Policy(...)"
+
+
+class Guard:
+    """ASGI middleware. Paths in `open_paths` need no token."""
+
+    def __init__(self, app: ASGIApp, policy: Policy, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._policy = policy
+        self._open = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if self._policy.check_host and not host_is_ours(headers.get("host", ""), self._policy.hosts):
+            await document({"detail": WRONG_HOST}, 403)(scope, receive, send)
+        elif scope["method"] not in SAFE and not same_origin(headers):
+            await document({"detail": WRONG_ORIGIN}, 403)(scope, receive, send)
+        elif not self._may(scope, headers):
+            answer = document({"detail": NO_TOKEN}, 401, {"www-authenticate": "Bearer"})
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _may(self, scope: Scope, headers: Headers) -> bool:
+        token = self._policy.token
+        if token is None or scope["path"].removeprefix(scope.get("root_path", "")) in self._open:
+            return True
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return equal(given.strip(), token)
+        return is_session(_cookie(headers), token, time.time)
+
+
+def host_is_ours(host: str, names: tuple[str, ...]) -> bool:
+    """An address, a name of this machine's loopback, or one of `names`.
+
+    An address can't be made to point elsewhere, which is what the check is against.
+    """
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    name = name.lower().rstrip(".")
+    if name in LOCAL_NAMES or "*" in names or name in {each.lower() for each in names}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def same_origin(headers: Headers) -> bool:
+    """Is it asked by no page at all, or by one from this server?"""
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        return False
+    origin = headers.get("origin")
+    if origin is None:
+        return True
+    scheme, _, address = origin.partition("://")
+    return scheme in ("http", "https") and address.lower() == headers.get("host", "").lower()
+
+
+def equal(given: str, token: str) -> bool:
+    """Takes equally long wherever they differ."""
+    return hmac.compare_digest(given.encode(errors="replace"), token.encode())
+
+
+def new_session(token: str, now: Callable[[], float]) -> str:
+    """A cookie's value."""
+    made = str(int(now()))
+    return f"{made}.{_signature(made, token)}"
+
+
+def is_session(value: str, token: str, now: Callable[[], float]) -> bool:
+    """Was it made with this token, and not too long ago?"""
+    made, _, signature = value.partition(".")
+    if not made.isdecimal() or len(made) > 12 or not equal(signature, _signature(made, token)):
+        return False
+    return 0 <= now() - int(made) + 1 <= SESSION_SECONDS
+
+
+def _signature(made: str, token: str) -> str:
+    return hmac.new(token.encode(), f"dpiped session {made}".encode(), hashlib.sha256).hexdigest()
+
+
+def _cookie(headers: Headers) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""

@@ -1,0 +1,238 @@
+"""Live events (Server-Sent Events): the log line by line, the current line, state and progress.
+
+Why: a page that polls shows a rewritten text every two seconds, and loses what was printed while it was away.
+Here the id of the last event is the run and the cursor in its log, which the browser sends back by itself
+when it connects again: nothing is lost or repeated, whichever of browser, shim and daemon was away.
+
+A stream follows one run to its end, says how it ended, and goes on with the next run. Each follower goes at
+its own pace; a slow one reads older pages.
+
+    run       the run that the next lines are of: its record          id RUN:CURSOR
+    log       lines of the log, one `data:` line each                 id RUN:CURSOR
+    current   the unfinished last line, as JSON text
+    state     idle, starting, running, stopping or unreachable; last run; TensorBoard
+    progress  phase, step, loss and the rest of the active run
+    end       the run is over: its record, with outcome and reason    id RUN:CURSOR:end
+
+Known gap: a browser opens six connections to one server over HTTP/1.1, so more than five tabs wait.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from dpipectl.client import Failed
+from dpipectl.http import answers, reading
+from dpipectl.http.answers import Problem
+from dpipectl.http.api import LARGEST_CURSOR, RUN
+from dpipectl.http.daemon import Daemon
+from dpipectl.http.feed import RETRY_EVERY, Feed, Page, event, log_event
+from dpipectl.http.metrics import Metrics
+from dpiped import messages
+from dpiped.errors import Unreachable
+
+MEDIA = "text/event-stream; charset=utf-8"
+TAIL = 500
+LARGEST_TAIL = 10_000
+LONGEST = 86400.0
+KEEP_ALIVE = 15.0
+FOLLOWERS = 1000
+TOO_MANY = f"{FOLLOWERS} followers are served already"
+_ID = re.compile(rf"(?P<run>{RUN}):(?P<after>[0-9]{{1,18}})(?P<end>:end)?")
+BAD_ID = "takes the id of an event of this stream, RUN:CURSOR"
+
+
+class Place(Struct, frozen=True):
+    """Where a stream goes on: after the cursor `after` of `run`; `over`: its end was said already."""
+
+    run: str
+    after: int
+    over: bool = False
+
+
+class State(Struct, frozen=True):
+    """What the daemon does, how the last run ended, and TensorBoard."""
+
+    state: str
+    run: str | None
+    last_run: messages.LastRun | None
+    tensorboard: messages.TensorBoard | None
+    notices: tuple[str, ...] = ()
+
+
+async def events(request: Request) -> Response:
+    """The stream. It ends after `seconds`, or never."""
+    feed: Feed = request.app.state.feed
+    metrics: Metrics = request.app.state.metrics
+    place = _place(request)
+    tail = reading.whole(request, "tail", 0, LARGEST_TAIL, TAIL)
+    seconds = reading.seconds(request, "seconds", LONGEST, None)
+    if feed.followers >= FOLLOWERS:
+        raise Problem(503, TOO_MANY)
+    follower = Follower(request.app.state.daemon, feed, place, tail or 0, seconds)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=MEDIA)
+    body = _counted(follower.stream(), feed, metrics)
+    return StreamingResponse(body, headers=headers, media_type=MEDIA)
+
+
+def _place(request: Request) -> Place | None:
+    """Where to go on: after the event named by the header or the parameter, or from `run` and `after`."""
+    named = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    if named is not None:
+        found = _ID.fullmatch(named)
+        if found is None:
+            raise answers.unfit([(("header", "last-event-id"), f"last-event-id {BAD_ID}", "value_error")])
+        return Place(found["run"], int(found["after"]), over=found["end"] is not None)
+    run = reading.text(request, "run", RUN, "the id of a run")
+    after = reading.whole(request, "after", 0, LARGEST_CURSOR, 0)
+    return Place(run, after or 0) if run is not None else None
+
+
+class Follower:
+    """One stream."""
+
+    def __init__(
+        self, daemon: Daemon, feed: Feed, place: Place | None, tail: int, seconds: float | None
+    ) -> None:
+        self._daemon = daemon
+        self._feed = feed
+        self._place = place
+        self._tail = tail
+        self._until = time.monotonic() + seconds if seconds is not None else float("inf")
+        self._said_state: State | None = None
+        self._said_progress: messages.ActiveRun | None = None
+        self._current = ""
+        self._seen = 0
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """All events until the time is over or the shim ends."""
+        yield b"retry: 1000\n\n"
+        while not self._is_over():
+            changed = self._feed.changed()
+            for each in self._status_events():
+                yield each
+            try:
+                found = await self._round(changed)
+            except Unreachable:
+                await asyncio.wait([changed], timeout=RETRY_EVERY)
+                continue
+            for each in found:
+                yield each
+
+    def _is_over(self) -> bool:
+        return self._feed.closing or time.monotonic() >= self._until
+
+    async def _round(self, changed: "asyncio.Future[None]") -> list[bytes]:
+        """What comes next of the log; nothing if the status changed first. Raises Unreachable."""
+        if self._place is None or self._place.over:
+            if found := await self._next_run():
+                return found
+            return await self._wait({changed})
+        page = self._feed.page(self._place.run, self._place.after, max(self._seen, self._place.after))
+        if not page.done():
+            idle = await self._wait({changed, page})
+            if not page.done():
+                return idle
+        try:
+            return await self._events_of(page.result())
+        except Failed:
+            # There is no such run (any more): on with the newest.
+            self._place = None
+            return []
+
+    async def _wait(self, futures: set[asyncio.Future[Any]]) -> list[bytes]:
+        """Until one of them is done. If none was for a while, a sign of life."""
+        left = max(min(self._until - time.monotonic(), KEEP_ALIVE), 0.0)
+        done, _ = await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        return [] if done or self._is_over() else [b": still here\n\n"]
+
+    async def _events_of(self, page: Page) -> list[bytes]:
+        assert self._place is not None
+        found = [page.event] if page.event else []
+        self._place = Place(self._place.run, page.next)
+        self._seen = page.end
+        if page.current is not None:
+            found += self._current_event(page.current)
+        if page.eof:
+            found += await self._end(self._place)
+        return found
+
+    def _current_event(self, text: str) -> list[bytes]:
+        if text == self._current:
+            return []
+        self._current = text
+        return [event("current", text)]
+
+    async def _end(self, place: Place) -> list[bytes]:
+        try:
+            record = await self._daemon.ask(messages.ShowRun(place.run), messages.RunReply)
+            if not record.ended:
+                return []
+            summary = record.summary
+        except Failed as error:
+            summary = messages.RunSummary(place.run, "damaged", 0.0, "", reason=error.error.message)
+        self._place = Place(place.run, place.after, over=True)
+        self._current, self._seen = "", 0
+        return [event("end", summary, f"{place.run}:{place.after}:end")]
+
+    async def _next_run(self) -> list[bytes]:
+        """On to the oldest run after the one that is over; at first to the newest, with its tail."""
+        after = self._place.run if self._place else ""
+        if self._feed.newest_run() <= after:
+            return []
+        newer = [each for each in await self._feed.runs() if each.id > after]
+        if not newer:
+            return []
+        if self._place is not None:
+            self._place = Place(newer[-1].id, 0)
+            return [event("run", newer[-1], f"{newer[-1].id}:0")]
+        chosen = newer[0]
+        if not self._tail:
+            self._place = Place(chosen.id, 0)
+            return [event("run", chosen, f"{chosen.id}:0")]
+        request = messages.ReadLog(chosen.id, limit=self._tail)
+        reply = await self._daemon.ask(request, messages.LogLines)
+        self._place = Place(chosen.id, reply.next)
+        found = [event("run", chosen), log_event(chosen.id, reply)]
+        return [each for each in found if each]
+
+    def _status_events(self) -> list[bytes]:
+        status = self._feed.status
+        found = []
+        state = _state(status, self._feed.reachable)
+        if state is not None and state != self._said_state:
+            self._said_state = state
+            found.append(event("state", state))
+        progress = status.run if status and self._feed.reachable else None
+        if progress is not None and progress != self._said_progress:
+            self._said_progress = progress
+            found.append(event("progress", progress))
+        return found
+
+
+def _state(status: messages.Status | None, reachable: bool) -> State | None:
+    if not reachable:
+        return State("unreachable", None, None, None)
+    if status is None:
+        return None
+    run = status.run.id if status.run else None
+    return State(status.state, run, status.last_run, status.tensorboard, status.notices)
+
+
+async def _counted(stream: AsyncIterator[bytes], feed: Feed, metrics: Metrics) -> AsyncIterator[bytes]:
+    feed.followers += 1
+    metrics.followers.set(feed.followers)
+    try:
+        async for each in stream:
+            yield each
+    finally:
+        feed.followers -= 1
+        metrics.followers.set(feed.followers)

@@ -1,0 +1,95 @@
+"""`start`, `validate` and `resume`: from a config file, a form file or single fields to a run.
+
+Why: a form and a config are two ways to say the same, so they share every option, and whoever tries a form
+with `validate` starts it with the same words.
+
+Known gap: a W&B key is taken from the form or the environment only; an option would show in the process list.
+"""
+
+import argparse
+from typing import Any
+
+from dpipectl import forms
+from dpiped import messages
+from dpiped.errors import InvalidInput
+from dpiped.messages import Form, Start, StartForm, Validate
+
+FLAGS = (
+    "dataset_path config_dir output_dir transformer_path vae_path llm_path clip_path model_type "
+    "resume_from_checkpoint pipeline_stages epochs batch_size learning_rate optimizer_type rank num_repeats "
+    "resolutions_input save_every"
+).split()
+"""Fields with an option of their own; `--set` sets any."""
+
+
+def start(options: argparse.Namespace) -> Start | StartForm:
+    """The request. Raises InvalidInput, InvalidForm."""
+    args, env = tuple(options.args), environment(options.env)
+    if options.config is None:
+        return StartForm(_form(options), args=args, env=env)
+    _refuse_fields(options)
+    return Start(absolute(options.config), num_gpus=options.num_gpus, args=args, env=env)
+
+
+def validate(options: argparse.Namespace) -> Validate:
+    """The request. Raises InvalidInput, InvalidForm."""
+    args, env = tuple(options.args), environment(options.env)
+    if options.config is None:
+        return Validate(form=_form(options), args=args, env=env)
+    _refuse_fields(options)
+    return Validate(config=absolute(options.config), num_gpus=options.num_gpus, args=args, env=env)
+
+
+def resume(options: argparse.Namespace) -> messages.Resume:
+    """The request. Raises InvalidInput."""
+    config = absolute(options.config) if options.config else None
+    args, env = tuple(options.args), environment(options.env)
+    return messages.Resume(options.run, config=config, num_gpus=options.num_gpus, args=args, env=env)
+
+
+def absolute(path: str) -> str:
+    """The daemon has another working directory. pathlib is slow to import, and `status` needs none."""
+    from pathlib import Path
+
+    return str(Path(path).absolute())
+
+
+def environment(pairs: list[str]) -> dict[str, str]:
+    """NAME=VALUE words. Raises InvalidInput."""
+    env = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        # The daemon checks this as well, but has only a pattern to say it with.
+        if not equals or not name.isascii() or not name.isidentifier():
+            text = f"--env takes NAME=VALUE, with a NAME of letters, digits and underscores, not {name!r}"
+            raise InvalidInput(text, field="env")
+        env[name] = value
+    return env
+
+
+def _form(options: argparse.Namespace) -> Form:
+    """The file's fields, and over them those of the command line."""
+    fields = _fields(options)
+    if options.form is None and not fields:
+        text = "a training takes --config FILE, --form FILE or the fields of a form"
+        raise InvalidInput(text, field="config")
+    data = forms.read_file(options.form) if options.form else {}
+    return forms.convert(data | fields)
+
+
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    texts = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
+    for pair in options.fields:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidInput("--set takes FIELD=VALUE", field="set")
+        texts[name] = value
+    fields = {name: forms.from_text(name, text) for name, text in texts.items()}
+    return fields | ({"num_gpus": options.num_gpus} if options.num_gpus is not None else {})
+
+
+def _refuse_fields(options: argparse.Namespace) -> None:
+    given = [name for name in FLAGS if getattr(options, name) is not None]
+    if options.form or options.fields or given:
+        text = "--config is a whole training; a form and its fields don't go with it"
+        raise InvalidInput(text, field="config")

@@ -1,0 +1,61 @@
+"""Everything that is wrong with a start, before it is made.
+
+Why: a start says the first thing that is wrong with the machine and ends; somebody who fills in a form wants
+all of it at once, at its fields, and also what a start would let pass: a model file that is not there.
+
+Known gap: what train.py finds wrong with the files' content is not found here.
+"""
+
+from dpiped import form_paths, launch, sources
+from dpiped.errors import DpipedError, InvalidForm, InvalidInput
+from dpiped.form import Form
+from dpiped.messages import FieldError
+from dpiped.settings import Settings
+from dpiped.sources import Wanted
+
+
+def findings(settings: Settings, wanted: Wanted) -> tuple[FieldError, ...]:
+    """One finding per field, in the form's order where there is one. Writes nothing."""
+    found: dict[str, str] = {}
+    if wanted.form is not None:
+        found |= _in_form(settings, wanted, wanted.form)
+    if not found:
+        found |= _in_launch(settings, wanted)
+    return tuple(FieldError(field, text) for field, text in found.items())
+
+
+def _in_form(settings: Settings, wanted: Wanted, form: Form) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        sources.check_form(settings, wanted)
+    except InvalidForm as error:
+        found |= dict(error.fields)
+    for field in form_paths.FOLDERS:
+        try:
+            form_paths.folder(settings, form, field)
+        except InvalidInput as error:
+            found[field] = error.message
+    for field in sources.models(form):
+        text = getattr(form, field)
+        try:
+            if form_paths.missing(settings, {field: text}):
+                found[field] = f"there is nothing at {text!a:.300}"
+        except InvalidInput as error:
+            found[field] = error.message
+    return dict(sorted(found.items(), key=lambda each: _position(each[0])))
+
+
+def _in_launch(settings: Settings, wanted: Wanted) -> dict[str, str]:
+    """A start up to the point where something would be written."""
+    try:
+        launch.make(settings, wanted)
+    except InvalidForm as error:
+        return dict(error.fields)
+    except DpipedError as error:
+        return {error.field or "config": error.message}
+    return {}
+
+
+def _position(field: str) -> int:
+    fields = Form.__struct_fields__
+    return fields.index(field) if field in fields else len(fields)
