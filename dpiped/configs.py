@@ -26,7 +26,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from dpiped import paths, redaction
+from dpiped import oldtoml, paths, redaction
 from dpiped.errors import InvalidInput
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML
 
@@ -149,7 +149,7 @@ def snapshot(config: Config, run: str, run_dir: Path, key: str | None = None) ->
     }
     text = config.text
     for name, file in names.items():
-        for quoted in (_basic_string(name), json.dumps(name), f"'{name}'"):
+        for quoted in (_basic_string(name), json.dumps(name), f"'{name}'", oldtoml.quoted(name)):
             text = text.replace(quoted, _basic_string(str(run_dir / file)))
     moved = {name: str(run_dir / file) for name, file in names.items()}
     if not _says(text, _repointed(config.data, moved)):

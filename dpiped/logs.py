@@ -30,6 +30,7 @@ _ESCAPES = re.compile(
     r"|\x1b[ -~]"
 )
 _MOVES = re.compile(r"(\r|(?:\x1b\[|\x9b)[0-2]?K)")
+_CONTROL_BYTES = bytes((*range(9), *range(11, 32), 127))
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -49,6 +50,20 @@ def shown(raw: bytes) -> str:
         half = LINE_LIMIT // 2
         text = f"{text[:half]} … [{len(text) - LINE_LIMIT} characters cut] … {text[-half:]}"
     return text
+
+
+def shown_all(block: bytes) -> list[str]:
+    """The lines of `block`, which has a line end between each two, as `shown` gives each.
+
+    Most blocks have nothing to be carried out or cut: those are decoded and split as a whole, in C.
+    """
+    if len(block.translate(None, _CONTROL_BYTES)) == len(block):
+        text = block.decode(errors="replace")
+        lines = text.split("\n")
+        # Control characters of two bytes begin with this one.
+        if (b"\xc2" not in block or not _CONTROLS.search(text)) and len(max(lines, key=len)) <= LINE_LIMIT:
+            return lines
+    return [shown(raw) for raw in block.split(b"\n")]
 
 
 def _on_screen(text: str) -> str:
@@ -151,14 +166,15 @@ class Ring:
         if after < self.first:
             return None
         first = bisect_left(self._starts(), after)
-        lines: list[str] = []
+        raws: list[bytes] = []
         for _, raw in islice(self._lines, first, first + limit):
             if max_bytes <= 0:
                 break
-            lines.append(shown(raw))
+            raws.append(raw)
             max_bytes -= len(raw) + 1
-        last = first + len(lines)
-        return Page(tuple(lines), self._lines[last][0] if last < len(self._lines) else self.next)
+        last = first + len(raws)
+        lines = tuple(shown_all(b"\n".join(raws))) if raws else ()
+        return Page(lines, self._lines[last][0] if last < len(self._lines) else self.next)
 
     def tail_start(self, limit: int) -> int | None:
         """Offset of the last `limit` lines; None if the ring holds fewer and older ones exist."""
@@ -188,6 +204,25 @@ def extent(path: Path) -> tuple[int, int]:
 
 def read_lines(path: Path, after: int, limit: int, upto: int, max_bytes: int) -> Page:
     """Up to `limit` whole lines between the offsets `after` and `upto`, at most about `max_bytes` of them."""
+    block = _whole_lines(path, after, limit, min(upto, after + max_bytes))
+    if block:
+        return Page(tuple(shown_all(block[:-1])), after + len(block))
+    return _read_long_lines(path, after, limit, upto, max_bytes)
+
+
+def _whole_lines(path: Path, after: int, limit: int, upto: int) -> bytes:
+    """The bytes of up to `limit` lines with their line ends; b"" if not even one fits."""
+    with path.open("rb") as file:
+        block = os.pread(file.fileno(), max(upto - after, 0), after)
+    whole = block[: block.rfind(b"\n") + 1]
+    if whole.count(b"\n") <= limit:
+        return whole
+    rest = whole.split(b"\n", limit)[limit]
+    return whole[: len(whole) - len(rest)]
+
+
+def _read_long_lines(path: Path, after: int, limit: int, upto: int, max_bytes: int) -> Page:
+    """The same line by line, for a line that is longer than what may be read at once."""
     lines: list[str] = []
     position = after
     with path.open("rb") as file:

@@ -40,6 +40,11 @@ def misread(data: dict[str, Any]) -> list[str]:
     return wrong or list(data)
 
 
+def quoted(text: str) -> str:
+    """The string as `write` writes it."""
+    return f'"{"".join(map(_character, text))}"'
+
+
 def _reads(data: dict[str, Any]) -> bool:
     """Compared as text: there 1 is neither 1.0 nor true."""
     try:
@@ -75,7 +80,7 @@ def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _escaped(found: re.Match[str]) -> str:
     value: str = tomllib.loads(f"value = {found.group()}")["value"]
-    return f'"{"".join(map(_character, value))}"'
+    return quoted(value)
 
 
 def _character(character: str) -> str:

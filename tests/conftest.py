@@ -7,6 +7,7 @@ import pytest
 
 from tests.harness import Workspace
 from tests.trainings import Launcher, Setup, make_setup
+from tests.web import Shim
 
 
 @pytest.fixture
@@ -36,3 +37,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 def setup(tmp_path: Path) -> Setup:
     """Config files and pictures for the embedded trainer."""
     return make_setup(tmp_path)
+
+
+@pytest.fixture
+def shim(dpiped: Workspace) -> Shim:
+    """A shim before a running daemon; both end with the workspace."""
+    return Shim(dpiped)

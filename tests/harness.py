@@ -69,6 +69,8 @@ class Workspace:
             # Most tests need no TensorBoard; those that do remove these two.
             "DIFFPIPE_CONFIG": str(self.root / "configs/none.toml"),
             "DIFFPIPE_TENSORBOARD": "0",
+            # What the scripted trainer does where its config is made from a form.
+            "DIFFPIPE_PASS_ENV": "SCRIPT",
             **variables,
         }
         self.daemon: subprocess.Popen[bytes] | None = None

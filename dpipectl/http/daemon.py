@@ -93,6 +93,8 @@ class Daemon:
         loop.add_reader(_descriptor(connection), self._take_in)
         loop.add_reader(_descriptor(monitor), self._look_at_monitor)
         self._socket, self._monitor = connection, monitor
+        # Only a reader that has found nothing is signalled.
+        self._look_at_monitor()
         return connection
 
     def _take_in(self) -> None:

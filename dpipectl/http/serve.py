@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import signal
 import socket
 import stat
-from types import FrameType
+from collections.abc import Iterator
 
 import msgspec
 import uvicorn
@@ -54,9 +55,6 @@ def run(options: argparse.Namespace) -> int:
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_Server(config, app.state.feed).serve(sockets=[listening]))
-    except KeyboardInterrupt:
-        # Ctrl-C is the usual way to end it.
-        return 0
     finally:
         if settings.unix:
             with contextlib.suppress(FileNotFoundError):
@@ -65,15 +63,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Ends its streams when it is told to end; they would never end by themselves."""
+    """Ends its streams when it is told to end, as they never end by themselves; and ends with exit code 0."""
 
     def __init__(self, config: uvicorn.Config, feed: Feed) -> None:
         super().__init__(config)
         self._feed = feed
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would end the process by the same signal again."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        yield
+
+    def _end(self) -> None:
         self._feed.close()
-        super().handle_exit(sig, frame)
+        # A second signal does not wait for answers on their way.
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 def _settings(options: argparse.Namespace) -> HttpSettings:

@@ -155,6 +155,19 @@ def chatty(training: Training) -> None:
     training.train()
 
 
+def paced(training: Training) -> None:
+    """`rate` lines a second, `lines` in all."""
+    training.prepare()
+    rate = training.script["rate"]
+    begun = time.monotonic()
+    for number in range(training.script["lines"]):
+        if number % (rate // 50) == 0:
+            sys.stdout.flush()
+            time.sleep(max(begun + number / rate - time.monotonic(), 0))
+        sys.stdout.write(f"line {number} of a paced trainer\n")
+    training.train()
+
+
 def bar(training: Training) -> None:
     """A progress bar that stays unfinished until the file `go` appears."""
     training.prepare()
@@ -189,6 +202,7 @@ BEHAVIOURS = {
         killed,
         caching_hang,
         chatty,
+        paced,
         bar,
         early_end,
         launcher_killed,
