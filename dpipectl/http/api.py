@@ -127,8 +127,8 @@ async def resume(request: Request) -> Response:
     try:
         wanted = msgspec.convert(data, Resume)
     except msgspec.ValidationError as error:
-        where = str(error).rpartition("`$.")[2].rstrip("`")
-        field = where or str(error).partition("field `")[2].rstrip("`") or "body"
+        said = str(error).rstrip("`")
+        field = said.rpartition("`$.")[2] if "`$." in said else said.partition("field `")[2]
         takes = {
             "run": "takes the name of a run",
             "num_gpus": "takes a whole number from 1 to 64",

@@ -29,7 +29,8 @@ class Daemon:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # The process's own: one that is thrown away waits for its sockets.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._decoder = messages.reply_decoder()

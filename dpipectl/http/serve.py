@@ -15,6 +15,8 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
 import msgspec
 import uvicorn
@@ -35,8 +37,10 @@ def run(options: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT. Raises SettingsError."""
     settings = _settings(options)
     policy = Policy(settings.token, (*settings.hosts, *_own_name(settings)))
-    listening = _bind(settings)
     app = create_app(policy)
+    # Also before the server is there to be told.
+    signal.signal(signal.SIGTERM, _leave)
+    listening = _bind(settings)
     config = uvicorn.Config(
         standalone(app),
         http="httptools",
@@ -60,6 +64,11 @@ def run(options: argparse.Namespace) -> int:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(settings.unix)  # noqa: PTH108
     return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise SystemExit(0)
 
 
 class _Server(uvicorn.Server):
