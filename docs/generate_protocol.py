@@ -29,8 +29,8 @@ Protocol number: {messages.PROTOCOL}. Largest request: {messages.REQUEST_BYTES} 
 Following is a long poll: `log` is answered as soon as the log is longer than `seen`; the cursor `next` is a
 byte offset in the run's `output.log` and stays valid when the daemon is restarted.
 
-Error codes: `invalid`, `invalid_form` (`fields` names each), `unknown_run`, `bad_request`, `refused`, `busy`, `not_installed`, `launch_failed`,
-`run_damaged`, `internal`.
+Error codes: `invalid`, `invalid_form` (`fields` names each), `unknown_run`, `bad_request`, `refused`, `busy`,
+`not_installed`, `launch_failed`, `run_damaged`, `internal`.
 """
 
 

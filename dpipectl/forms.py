@@ -28,7 +28,7 @@ def convert(data: Mapping[str, Any], *, ignore_unknown: bool = False) -> Form:
     for name, field in fields.items():
         if name in data:
             try:
-                values[name] = msgspec.convert(_whole(data[name]), field.type)
+                values[name] = msgspec.convert(whole(data[name]), field.type)
             except msgspec.ValidationError:
                 wrong[name] = f"{takes(name)}, not {_shown(name, data[name])}"
         elif field.required:
@@ -101,11 +101,13 @@ def _words(schema: dict[str, Any]) -> str:
 
 def _plain(number: float) -> str:
     """Without an exponent."""
-    return str(_whole(number))
+    return str(whole(number))
 
 
-def _whole(value: Any) -> Any:
-    """1.0 is a whole number in JSON."""
+def whole(value: Any) -> Any:
+    """The value with whole numbers as such, also in lists: in JSON, 1.0 is one."""
+    if isinstance(value, list):
+        return [whole(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

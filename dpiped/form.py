@@ -29,6 +29,7 @@ Numbers: TypeAlias = str | tuple[Number, ...]
 """JSON text, as a text field of a page gives it, or the list itself."""
 # Pairs are not typed as such: msgspec 0.22 crashes on a union of a limited int and a tuple of fixed length.
 Sizes: TypeAlias = str | tuple[Positive | tuple[Positive, ...], ...]
+Frames: TypeAlias = str | tuple[Positive, ...]
 Ratios: TypeAlias = str | tuple[Number | tuple[Number, ...], ...]
 
 
@@ -72,7 +73,7 @@ class Form(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_ar: Ratio = 2.0
     num_ar_buckets: Positive = 7
     ar_buckets: Ratios | None = ""
-    frame_buckets: Sizes = "[1, 33]"
+    frame_buckets: Frames = "[1, 33]"
     video_clip_mode: Token = "single_middle"
     save_every: Positive = 2
     checkpoint_every_n_minutes: Positive = 120

@@ -1,6 +1,6 @@
 """Twenty forms whose two files are pinned in `tests/golden/`.
 
-`python -m tests.golden_forms` writes the files anew, after a change that is meant; the difference is to be read.
+`python -m tests.golden_forms` writes the files anew, after a change that is meant; read the difference.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "wandb_names_without_wandb": {"wandb_run_name": "", "wandb_tracker_name": "x", "wandb_api_key": KEY},
     "embedded": {"model_type": "dpiped", "dtype": "float32", "save_dtype": "float32"},
     "awkward_paths": {
-        "dataset_path": "/workspace/datasets/it's a [set], #1 \"best\"",
+        "dataset_path": '/workspace/datasets/it\'s a [set], #1 "best"',
         "output_dir": "/workspace/outputs/Käse 日本 😀",
         "llm_path": "/workspace/models/back\\slash\\u0041/~x",
         "clip_path": "/workspace/models/a = 'b', c = { d }",

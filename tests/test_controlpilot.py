@@ -130,7 +130,8 @@ def test_home_is_an_allowed_root_and_is_what_the_tilde_means(workspace: Workspac
 
 def test_a_body_error_comes_before_everything(shim: Shim) -> None:
     assert start(shim)[0] == 200
-    # "start: a body error (422) comes before everything; the running-already refusal comes before the path checks"
+    # "start: a body error (422) comes before everything; the running-already refusal comes before the path
+    # checks"
     status, found = start(shim, betas="x")
     assert status == 422 and fields_of(found["detail"]) == ["betas"]
     assert start(shim, dataset_path="/etc") == (400, {"detail": RUNNING})

@@ -18,7 +18,8 @@ from dpiped.form_help import HELP
 from tests.golden_forms import FORMS, GOLDEN, KEY, PATHS, form, generate
 
 CONTRACT = {
-    # "epochs 1000, batch_size 1, learning_rate 2e-5 (this is the name on the wire), save_every 2, eval_every 1,"
+    # "epochs 1000, batch_size 1, learning_rate 2e-5 (this is the name on the wire), save_every 2,
+    # eval_every 1,"
     "epochs": 1000,
     "batch_size": 1,
     "learning_rate": 2e-5,
@@ -32,7 +33,8 @@ CONTRACT = {
     # "weight_decay 0.01, eps 1e-8,"
     "weight_decay": 0.01,
     "eps": 1e-8,
-    # 'gradient_accumulation_steps 4, num_repeats 10, resolutions_input "[512]" (JSON text), enable_ar_bucket true,'
+    # 'gradient_accumulation_steps 4, num_repeats 10, resolutions_input "[512]" (JSON text),
+    # enable_ar_bucket true,'
     "gradient_accumulation_steps": 4,
     "num_repeats": 10,
     "resolutions_input": "[512]",
@@ -42,7 +44,8 @@ CONTRACT = {
     "max_ar": 2.0,
     "num_ar_buckets": 7,
     "ar_buckets": "",
-    # 'frame_buckets "[1, 33]" (JSON text), gradient_clipping 1.0, warmup_steps 100, eval_before_first_step true,'
+    # 'frame_buckets "[1, 33]" (JSON text), gradient_clipping 1.0, warmup_steps 100,
+    # eval_before_first_step true,'
     "frame_buckets": "[1, 33]",
     "gradient_clipping": 1.0,
     "warmup_steps": 100,
@@ -60,7 +63,8 @@ CONTRACT = {
     "steps_per_print": 1,
     "video_clip_mode": "single_middle",
     "resume_from_checkpoint": False,
-    # "only_double_blocks false, enable_wandb false, wandb_run_name / wandb_tracker_name / wandb_api_key null."
+    # "only_double_blocks false, enable_wandb false, wandb_run_name / wandb_tracker_name / wandb_api_key
+    # null."
     "only_double_blocks": False,
     "enable_wandb": False,
     "wandb_run_name": None,
@@ -167,7 +171,7 @@ def test_there_are_twenty_golden_forms() -> None:
 
 AWKWARD = st.text(
     alphabet=st.one_of(
-        st.sampled_from(" '\"[]{}()#=,.\\/~$:;-_aZ09\t"), st.characters(exclude_categories=("Cs",))
+        st.sampled_from(" '\"[]{}()#=,.\\/~$:;-_aZ09\t"), st.characters(exclude_categories=["Cs"])
     ),
     min_size=1,
     max_size=40,
@@ -215,7 +219,7 @@ ALL_FORMS = st.fixed_dictionaries(
 
 @settings(max_examples=500, deadline=None)
 @given(ALL_FORMS)
-@example({"betas": (1, 0.99), "dataset_path": "/data/it's \"one\" [of] ö", "frame_buckets": (1,)})
+@example({"betas": (1, 0.99), "dataset_path": '/data/it\'s "one" [of] ö', "frame_buckets": (1,)})
 def test_the_old_reader_reads_exactly_what_was_asked(fields: dict[str, Any]) -> None:
     asked = form(**fields)
     try:
@@ -261,7 +265,7 @@ def toml_misreads(value: str) -> bool:
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.text(max_size=30, alphabet=st.characters(exclude_categories=("Cs",))))
+@given(st.text(max_size=30, alphabet=st.characters(exclude_categories=["Cs"])))
 def test_what_is_written_is_valid_toml_and_what_is_called_misread_is(value: str) -> None:
     data = {"a": value, "t": {"b": [1, 2]}, "directory": [{"path": value}]}
     assert tomllib.loads(oldtoml.write(data)) == data

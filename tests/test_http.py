@@ -118,9 +118,9 @@ def test_defaults_are_a_form_that_a_preview_takes(shim: Shim) -> None:
     found = shim.get("/train/defaults")[1]
     assert found["roots"]["dataset_path"] == [f"{root}/datasets"]
     assert found["roots"]["vae_path"] == [str(root)]
-    form = found["form"] | {
-        name: "models/x" for name in ("transformer_path", "vae_path", "llm_path", "clip_path")
-    }
+    form = found["form"] | dict.fromkeys(
+        ("transformer_path", "vae_path", "llm_path", "clip_path"), "models/x"
+    )
     status, texts = shim.post("/train/preview", form)
     assert status == 200 and texts["training_path"] == f"{root}/configs/training_config.toml"
     assert tomllib.loads(texts["training_toml"])["epochs"] == 1000

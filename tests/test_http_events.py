@@ -48,7 +48,7 @@ def test_a_run_from_its_first_line_to_its_end_and_the_next_one(shim: Shim) -> No
     events = stream(shim, tail=0)
     names = [name for name, _, _ in events]
     assert names[0] in ("state", "run") and names.count("run") == 1 and names[-1] == "end"
-    assert json.loads(dict((name, data) for name, data, _ in events)["run"])["id"] == first
+    assert next(json.loads(data)["id"] for name, data, _ in events if name == "run") == first
     assert lines_of(events) == log_lines(workspace, first)
     end = json.loads(events[-1][1])
     assert (end["id"], end["state"], end["step"]) == (first, "completed", 30)
@@ -177,7 +177,7 @@ def test_two_hundred_followers_of_a_chatty_trainer_and_a_killed_shim(workspace: 
     print(f"status: {median(waited) * 1000:.2f} ms in the median of {len(waited)}; {spent:.1f} s")
     text = workspace.log_text(run).encode()
     expected = {"lines": text.count(b"\n"), "digest": hashlib.blake2b(text, digest_size=16).hexdigest()}
-    assert expected["lines"] > 5 * RATE
+    assert text.count(b"\n") > 5 * RATE
     assert len(found) == FOLLOWERS
     for each in found:
         # Each was connected before the shim was killed, and again after it.
@@ -202,5 +202,3 @@ def latencies_until(workspace: Workspace, over: Any) -> list[float]:
     wait_until(ask, "the end of the measurement", 60)
     client.close()
     return found
-
-

@@ -236,7 +236,9 @@ def test_on_a_unix_socket_for_a_proxy(workspace: Workspace) -> None:
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
         assert client.get("/dpipe/status").json()["state"] == "idle"
         assert client.get("http://evil.example/dpipe/status").status_code == 403
-    assert refused_start(workspace, "--unix", str(path))["message"].endswith(f"another server listens on {path}")
+    assert refused_start(workspace, "--unix", str(path))["message"].endswith(
+        f"another server listens on {path}"
+    )
     process.kill()
     process.wait()
     # What a killed one has left is replaced; what is no socket is not.
@@ -264,7 +266,9 @@ def test_a_body_of_100_mb_is_refused_and_not_read(open_shim: Shim, announced: bo
     before = _memory(open_shim)
     with socket.create_connection(("127.0.0.1", open_shim.port), timeout=30) as connection:
         kind = f"content-length: {size}" if announced else "transfer-encoding: chunked"
-        head = f"POST /dpipe/train/start HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{kind}"
+        head = (
+            f"POST /dpipe/train/start HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{kind}"
+        )
         connection.sendall(f"{head}\r\n\r\n".encode())
         sent = 0
         try:
@@ -309,7 +313,9 @@ def _memory(shim: Shim) -> int:
 )
 def test_no_path_leads_out_of_the_runs(open_shim: Shim, path: str) -> None:
     with socket.create_connection(("127.0.0.1", open_shim.port), timeout=30) as connection:
-        connection.sendall(f"GET /dpipe{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET /dpipe{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+        )
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.split()[1] in (b"404", b"400"), answer
     assert b"root:" not in answer and b"set-cookie" not in answer

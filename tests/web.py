@@ -91,7 +91,8 @@ class Events:
 
     def __iter__(self) -> Iterator[tuple[str, str, str]]:
         """(event, data, last id) of each event."""
-        name, data, last = "message", [], ""
+        name, last = "message", ""
+        data: list[str] = []
         for line in self._lines:
             if not line:
                 if data:

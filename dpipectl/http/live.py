@@ -38,6 +38,8 @@ from dpiped import messages
 from dpiped.errors import Unreachable
 
 MEDIA = "text/event-stream; charset=utf-8"
+HEADER = "last-event-id"
+PARAMETER = "last_event_id"
 TAIL = 500
 LARGEST_TAIL = 10_000
 LONGEST = 86400.0
@@ -48,14 +50,6 @@ _ID = re.compile(rf"(?P<run>{RUN}):(?P<after>[0-9]{{1,18}})(?P<end>:end)?")
 BAD_ID = "takes the id of an event of this stream, RUN:CURSOR"
 
 
-class Place(Struct, frozen=True):
-    """Where a stream goes on: after the cursor `after` of `run`; `over`: its end was said already."""
-
-    run: str
-    after: int
-    over: bool = False
-
-
 class State(Struct, frozen=True):
     """What the daemon does, how the last run ended, and TensorBoard."""
 
@@ -64,6 +58,25 @@ class State(Struct, frozen=True):
     last_run: messages.LastRun | None
     tensorboard: messages.TensorBoard | None
     notices: tuple[str, ...] = ()
+
+
+EVENTS: dict[str, Any] = {
+    "run": messages.RunSummary,
+    "log": None,
+    "current": str,
+    "state": State,
+    "progress": messages.ActiveRun,
+    "end": messages.RunSummary,
+}
+"""What the data of each event is, as JSON; that of `log` is text."""
+
+
+class Place(Struct, frozen=True):
+    """Where a stream goes on: after the cursor `after` of `run`; `over`: its end was said already."""
+
+    run: str
+    after: int
+    over: bool = False
 
 
 async def events(request: Request) -> Response:
@@ -85,15 +98,22 @@ async def events(request: Request) -> Response:
 
 def _place(request: Request) -> Place | None:
     """Where to go on: after the event named by the header or the parameter, or from `run` and `after`."""
-    named = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    if named is not None:
-        found = _ID.fullmatch(named)
-        if found is None:
-            raise answers.unfit([(("header", "last-event-id"), f"last-event-id {BAD_ID}", "value_error")])
-        return Place(found["run"], int(found["after"]), over=found["end"] is not None)
+    header = _named(request.headers.get(HEADER), "header", HEADER)
+    parameter = _named(request.query_params.get(PARAMETER), "query", PARAMETER)
     run = reading.text(request, "run", RUN, "the id of a run")
     after = reading.whole(request, "after", 0, LARGEST_CURSOR, 0)
-    return Place(run, after or 0) if run is not None else None
+    # What a browser sends by itself when it connects again is newer than what it was first told.
+    return header or parameter or (Place(run, after or 0) if run is not None else None)
+
+
+def _named(text: str | None, where: str, name: str) -> Place | None:
+    """The place after that event. Raises Problem (422)."""
+    if text is None:
+        return None
+    found = _ID.fullmatch(text)
+    if found is None:
+        raise answers.unfit([((where, name), f"{name} {BAD_ID}", "value_error")])
+    return Place(found["run"], int(found["after"]), over=found["end"] is not None)
 
 
 class Follower:

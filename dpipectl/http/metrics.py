@@ -25,7 +25,7 @@ from dpiped import messages
 from dpiped.errors import DpipedError
 
 # A second series per count, of the time it began, serves nobody here.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("idle", "starting", "running", "stopping")
 OUTCOMES = ("completed", "stopped", "failed", "unknown")

@@ -33,6 +33,13 @@ ALWAYS = (403, 503)
 def make(root_path: str, needs_token: bool) -> dict[str, Any]:
     """The document for a server whose operations lie below `root_path`."""
     types = {answer.type for each in ALL for answer in each.answers.values() if answer.type is not None}
+    types |= {
+        kind
+        for each in ALL
+        for answer in each.answers.values()
+        for kind in answer.events.values()
+        if kind not in (None, str)
+    }
     types |= {each.body for each in ALL if each.body is not None} | {Detail}
     ordered = sorted(types, key=lambda kind: str(kind.__name__))
     schemas, components = msgspec.json.schema_components(ordered, ref_template=REF)
@@ -80,7 +87,18 @@ def _answer(answer: Answer, named: dict[Any, Any]) -> dict[str, Any]:
     if answer.type is None and answer.media == JSON:
         return {"description": answer.text}
     schema = named[answer.type] if answer.type is not None else {"type": "string"}
+    if answer.events:
+        schema = {"oneOf": [_event(name, kind, named) for name, kind in answer.events.items()]}
     return {"description": answer.text, "content": {answer.media: {"schema": schema}}}
+
+
+def _event(name: str, kind: Any, named: dict[Any, Any]) -> dict[str, Any]:
+    data: dict[str, Any] = {"type": "string"}
+    if kind is not None:
+        content = {"type": "string"} if kind is str else named[kind]
+        data |= {"contentMediaType": JSON, "contentSchema": content}
+    properties = {"event": {"const": name}, "data": data, "id": {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": ["event", "data"]}
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

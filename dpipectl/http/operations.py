@@ -3,7 +3,7 @@
 Why: a document that is written beside the code describes last month's server. Here nothing is served that is
 not described, and nothing is described that is not served; the schemas are those of the message types.
 
-Known gap: the events of a stream are described in words only; OpenAPI 3.1 has no schema for them.
+Known gap: OpenAPI 3.1 has no place for the schema of one event of a stream; it stands as that of the content.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,11 +30,15 @@ class Parameter(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """`type` is a message type, None for an answer without a body, or for one that is no JSON."""
+    """`type` is a message type, None for an answer without a body, or for one that is no JSON.
+
+    `events` are the types of a stream's events by name; None for one that is no JSON.
+    """
 
     text: str
     type: Any = None
     media: str = JSON
+    events: dict[str, Any] = {}
 
 
 class Operation(Struct, frozen=True):
@@ -105,15 +109,19 @@ def _whole(low: int, high: int, default: int | None = None) -> dict[str, Any]:
 
 def _seconds(high: float, default: float | None = None) -> dict[str, Any]:
     given = {} if default is None else {"default": default}
-    # Exponents and more digits than a second can be told by are refused.
-    return {"type": "number", "minimum": 0, "maximum": high, "multipleOf": 0.001} | given
+    return {"type": "number", "minimum": 0, "maximum": high} | given
 
 
+EVENT_ID = {
+    "type": "string",
+    "pattern": rf"^{api.RUN}:[0-9]{{1,18}}(:end)?$",
+    "examples": ["20260131-120000-000abcd:4096"],
+}
 PID = Parameter("pid", "The launcher's pid, as `start` told it.", _whole(-LARGEST_PID, LARGEST_PID))
 RUN_PATH = Parameter(
     "run",
     "A run's id, a part of it that fits one run only, or `last`.",
-    {"type": "string", "pattern": f"^{api.RUN}$"},
+    {"type": "string", "pattern": f"^{api.RUN}$", "examples": ["last"]},
     "path",
 )
 CURSOR = Parameter("after", "A cursor: a byte offset in the log.", _whole(0, api.LARGEST_CURSOR))
@@ -195,18 +203,18 @@ MORE = (
         live.events,
         "Server-Sent Events: run, log, current, state, progress, end. The id of an event is the run and the "
         "cursor in its log; sent back as Last-Event-ID, nothing is lost or repeated.",
-        {200: Answer("The stream.", media="text/event-stream")},
+        {200: Answer("The stream.", media="text/event-stream", events=live.EVENTS)},
         (
             Parameter(
-                "last-event-id",
+                live.HEADER,
                 "The id of the last event that was received.",
-                {"type": "string", "pattern": rf"^{api.RUN}:[0-9]{{1,18}}(:end)?$"},
+                EVENT_ID,
                 "header",
             ),
             Parameter(
-                "last_event_id",
+                live.PARAMETER,
                 "The same, where no header can be set.",
-                {"type": "string", "pattern": rf"^{api.RUN}:[0-9]{{1,18}}(:end)?$"},
+                EVENT_ID,
             ),
             Parameter("run", "Begin with this run.", {"type": "string", "pattern": f"^{api.RUN}$"}),
             Parameter("after", "Begin after this cursor of `run`.", _whole(0, api.LARGEST_CURSOR, 0)),

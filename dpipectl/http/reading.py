@@ -17,8 +17,8 @@ from dpipectl.http.answers import Problem, unfit
 BODY_LIMIT = 512 << 10
 """Bytes. The largest form is a few KiB; the daemon takes 1 MiB."""
 TOO_LARGE = f"the body is larger than {BODY_LIMIT} bytes"
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,30})?|\.[0-9]{1,30})(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 
 
 def whole(request: Request, name: str, low: int, high: int, default: int | None) -> int | None:

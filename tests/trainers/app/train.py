@@ -1,7 +1,7 @@
 """A trainer that does nothing but behave: the prints, files and signals of diffusion-pipe, or their abuse.
 
-`[script] behaviour` and its other keys say what to do; so does the variable SCRIPT, as JSON, where the config is
-made from a form. It needs only the standard library. One behaviour is one function below.
+`[script] behaviour` and its other keys say what to do; so does the variable SCRIPT, as JSON, where the config
+is made from a form. It needs only the standard library. One behaviour is one function below.
 """
 
 import argparse
@@ -45,6 +45,11 @@ class Training:
         self.run_dir: Path | None = None
 
     def prepare(self) -> None:
+        monitoring = self.config.get("monitoring", {})
+        if monitoring.get("enable_wandb"):
+            # As wandb.login does: it takes a key of forty hexadecimal digits.
+            key = monitoring["wandb_api_key"]
+            say(f"wandb login: {'ok' if len(key) == 40 and int(key, 16) else 'refused'}")
         say("using video_clip_mode=single_beginning")
         say("caching latents: /data/set")
         time.sleep(self.script.get("caching_seconds", 0.0))
@@ -58,6 +63,9 @@ class Training:
             shutil.copy(self.options.config, self.run_dir)
             shutil.copy(self.config["dataset"], self.run_dir)
             (self.run_dir / "events.out.tfevents.1.host.1.0").write_bytes(b"")
+        if self.script.get("copies"):
+            (self.run_dir / "epoch1").mkdir(exist_ok=True)
+            shutil.copy(self.options.config, self.run_dir / "epoch1")
         say("Global batch size = 2")
         if self.step:
             say(f"Resuming training from checkpoint. Resuming at epoch: 1, step: {self.step + 1}")
@@ -180,6 +188,11 @@ def bar(training: Training) -> None:
     training.train()
 
 
+def dies_at_once(training: Training) -> None:
+    del training
+    sys.exit(3)
+
+
 def early_end(training: Training) -> None:
     training.prepare()
 
@@ -204,6 +217,7 @@ BEHAVIOURS = {
         chatty,
         paced,
         bar,
+        dies_at_once,
         early_end,
         launcher_killed,
     )
