@@ -34,7 +34,7 @@ clean:
 $(VENV)/.needs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("dpiped needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt '.[train,test]'
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt '.[train,http,test]'
 	touch $@
 
 # The project itself, as a user gets it, whenever a source file has changed. (An editable install would

@@ -112,6 +112,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options.args = args
     if args and not getattr(options, "takes_args", False):
         parser.error("only start, validate and resume take arguments for train.py after --")
+    if options.verb in ("start", "validate"):
+        from dpipectl.launching import misuse
+
+        if text := misuse(options):
+            Parser(prog=f"dpipectl {options.verb}").error(text)
     if options.version:
         import dpiped
 

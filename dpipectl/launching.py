@@ -22,12 +22,21 @@ FLAGS = (
 """Fields with an option of their own; `--set` sets any."""
 
 
+def misuse(options: argparse.Namespace) -> str | None:
+    """What is wrong with the words of `start` or `validate` as such."""
+    of_form = options.form or options.fields or any(getattr(options, name) is not None for name in FLAGS)
+    if options.config is None and not of_form:
+        return "a training takes --config FILE, --form FILE or the fields of a form"
+    if options.config is not None and of_form:
+        return "--config is a whole training; a form and its fields don't go with it"
+    return None
+
+
 def start(options: argparse.Namespace) -> Start | StartForm:
     """The request. Raises InvalidInput, InvalidForm."""
     args, env = tuple(options.args), environment(options.env)
     if options.config is None:
         return StartForm(_form(options), args=args, env=env)
-    _refuse_fields(options)
     return Start(absolute(options.config), num_gpus=options.num_gpus, args=args, env=env)
 
 
@@ -36,7 +45,6 @@ def validate(options: argparse.Namespace) -> Validate:
     args, env = tuple(options.args), environment(options.env)
     if options.config is None:
         return Validate(form=_form(options), args=args, env=env)
-    _refuse_fields(options)
     return Validate(config=absolute(options.config), num_gpus=options.num_gpus, args=args, env=env)
 
 
@@ -69,12 +77,8 @@ def environment(pairs: list[str]) -> dict[str, str]:
 
 def _form(options: argparse.Namespace) -> Form:
     """The file's fields, and over them those of the command line."""
-    fields = _fields(options)
-    if options.form is None and not fields:
-        text = "a training takes --config FILE, --form FILE or the fields of a form"
-        raise InvalidInput(text, field="config")
     data = forms.read_file(options.form) if options.form else {}
-    return forms.convert(data | fields)
+    return forms.convert(data | _fields(options))
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,10 +90,3 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         texts[name] = value
     fields = {name: forms.from_text(name, text) for name, text in texts.items()}
     return fields | ({"num_gpus": options.num_gpus} if options.num_gpus is not None else {})
-
-
-def _refuse_fields(options: argparse.Namespace) -> None:
-    given = [name for name in FLAGS if getattr(options, name) is not None]
-    if options.form or options.fields or given:
-        text = "--config is a whole training; a form and its fields don't go with it"
-        raise InvalidInput(text, field="config")

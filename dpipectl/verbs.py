@@ -16,7 +16,7 @@ import msgspec
 from dpipectl import cli
 from dpipectl.client import Client, Failed
 from dpiped import messages
-from dpiped.errors import Unreachable
+from dpiped.errors import NotInstalled, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
@@ -54,8 +54,11 @@ def resume(client: Client, options: argparse.Namespace) -> int:
 
 
 def serve(_: Client, options: argparse.Namespace) -> int:
-    from dpipectl.http import serve as http
-
+    try:
+        from dpipectl.http import serve as http
+    except ModuleNotFoundError as error:
+        text = f"`dpipectl serve` needs the package {error.name}"
+        raise NotInstalled(text, hint="pip install 'dpiped[http]'") from error
     return http.run(options)
 
 

@@ -76,7 +76,12 @@ def test_without_a_verb_json_is_still_json(
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_json_may_stand_before_or_after_the_verb(verb: str) -> None:
-    needed = {"start": ["--config", "c"], "show": ["last"], "example": ["d"]}.get(verb, [])
+    needed = {
+        "start": ["--config", "c"],
+        "validate": ["--form", "f"],
+        "show": ["last"],
+        "example": ["d"],
+    }.get(verb, [])
     assert cli.parse([verb, *needed]).json is False
     assert cli.parse(["--json", verb, *needed]).json is True
     assert cli.parse([verb, *needed, "--json"]).json is True

@@ -325,3 +325,18 @@ def test_a_ring_takes_a_million_lines_in_little_time() -> None:
     assert (len(ring), ring.end) == (2000, len(data))
     by_lines = seconds_of_a_reader_by_lines(chunks)
     assert spent <= 0.3 * by_lines, f"{spent:.3f} s against {by_lines:.3f} s"
+
+
+SPECIAL = [b"a", b"\r", b"\x1b[2K", b"\xc2", b"\xc2\x85", b"\x9b1m", b"\xff", b"\t", b"\x00", "é日".encode()]
+
+
+@CALM
+@given(st.lists(st.lists(st.sampled_from(SPECIAL), max_size=5).map(b"".join), min_size=1, max_size=8))
+def test_many_lines_are_shown_as_each_of_them(raws: list[bytes]) -> None:
+    assert logs.shown_all(b"\n".join(raws)) == [logs.shown(raw) for raw in raws]
+
+
+def test_a_very_long_line_among_others_is_cut() -> None:
+    raws = [b"a", b"x" * (2 * logs.LINE_LIMIT), "é".encode() * 10, b""]
+    assert logs.shown_all(b"\n".join(raws)) == [logs.shown(raw) for raw in raws]
+    assert len(logs.shown_all(b"\n".join(raws))[1]) < 2 * logs.LINE_LIMIT

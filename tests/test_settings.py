@@ -10,9 +10,12 @@ from dpiped.errors import SettingsError
 from dpiped.settings import (
     AF_UNIX_PATH_LIMIT,
     RUN_MARKER,
+    HttpSettings,
     Settings,
+    expand,
     launcher_candidates,
     load,
+    load_http,
     socket_path,
     training_environment,
 )
@@ -309,3 +312,33 @@ def test_the_launcher_named_by_the_user_is_the_only_candidate() -> None:
     found = launcher_candidates(loaded())
     assert found[0] == "/opt/venvs/core/bin/deepspeed"
     assert found[-1] == "deepspeed"
+
+
+def test_the_settings_of_the_shim_and_their_defaults(tmp_path: Path) -> None:
+    assert load_http({}) == HttpSettings(host="127.0.0.1", port=7878, unix=None, token=None, hosts=())
+    file = tmp_path / "token"
+    file.write_text("  0123456789abcdef-file \nsecond line\n")
+    file.chmod(0o600)
+    env = {
+        "DIFFPIPE_HTTP_HOST": " ::1 ",
+        "DIFFPIPE_HTTP_PORT": "80",
+        "DIFFPIPE_HTTP_SOCKET": "/run/h.sock",
+        "DIFFPIPE_HTTP_HOSTS": "a.example, b.example",
+        "DIFFPIPE_HTTP_TOKEN_FILE": str(file),
+    }
+    found = load_http(env)
+    assert (found.host, found.port, found.unix) == ("::1", 80, "/run/h.sock")
+    assert found.hosts == ("a.example", "b.example") and found.token == "0123456789abcdef-file"
+    # The variable itself wins over the file; neither is shown.
+    assert (
+        load_http(env | {"DIFFPIPE_HTTP_TOKEN": "0123456789abcdef-itself"}).token == "0123456789abcdef-itself"
+    )
+    assert "0123456789" not in repr(found)
+
+
+def test_a_path_is_expanded_but_no_secret_in_it() -> None:
+    env = {"HOME": "/home/me", "DATA": "/data", "WANDB_API_KEY": "secret"}
+    assert expand("$DATA/x/${DATA}", env) == "/data/x//data"
+    assert expand("$NOT_SET/x/$", env) == "$NOT_SET/x/$"
+    assert expand("$WANDB_API_KEY/${WANDB_API_KEY}", env) == "$WANDB_API_KEY/${WANDB_API_KEY}"
+    assert expand("a~b", env) == "a~b" and expand("~/x").endswith("/x") and "~" not in expand("~/x")

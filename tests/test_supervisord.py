@@ -1,6 +1,8 @@
 """A real supervisord with the shipped program section."""
 
 import configparser
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -8,32 +10,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.harness import BIN, Workspace, processes_of_run
+from tests.harness import BIN, Workspace, free_port, processes_of_run
 from tests.helpers import HERE, require, wait_until
 
-CONF = HERE.parent / "etc/supervisor/diffpipe.conf"
+SHIPPED = HERE.parent / "etc/supervisor"
 pytestmark = pytest.mark.timeout(120)
 
 
 class Supervisord:
-    """The shipped `[program:diffpipe]`, with this test's paths and environment put in their places."""
+    """The shipped programs, with this test's paths and environment put in their places."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, *programs: str) -> None:
         self.workspace = workspace
         root = workspace.root
-        shipped = configparser.RawConfigParser()
-        shipped.read(CONF)
-        program = dict(shipped["program:diffpipe"])
-        program["command"] = str(BIN / "dpiped")
-        program["directory"] = str(root)
         (root / "logs").mkdir(exist_ok=True)
-        for stream in ("stdout_logfile", "stderr_logfile"):
-            program[stream] = str(root / "logs" / Path(program[stream]).name)
-        keep = ("WORKSPACE_ROOT", "DEEPSPEED_BIN")
-        variables = {k: v for k, v in workspace.env.items() if k.startswith("DIFFPIPE_") or k in keep}
-        program["environment"] = ",".join(f'{name}="{value}"' for name, value in variables.items())
         own = configparser.RawConfigParser()
         own["unix_http_server"] = {"file": str(root / "s.sock")}
         own["supervisord"] = {
@@ -44,7 +37,8 @@ class Supervisord:
         factory = "supervisor.rpcinterface:make_main_rpcinterface"
         own["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": factory}
         own["supervisorctl"] = {"serverurl": f"unix://{root}/s.sock"}
-        own["program:diffpipe"] = program
+        for name in ("diffpipe", *programs):
+            own[f"program:{name}"] = self._program(name)
         self.conf = root / "supervisord.conf"
         with self.conf.open("w") as file:
             own.write(file)
@@ -55,6 +49,21 @@ class Supervisord:
             stderr=subprocess.DEVNULL,
         )
         wait_until(lambda: "RUNNING" in self.ctl("status", "diffpipe"), "diffpipe is RUNNING")
+
+    def _program(self, name: str) -> dict[str, str]:
+        root = self.workspace.root
+        shipped = configparser.RawConfigParser()
+        shipped.read(SHIPPED / f"{name}.conf")
+        program = dict(shipped[f"program:{name}"])
+        command, *words = program["command"].split()
+        program["command"] = " ".join((str(BIN / Path(command).name), *words))
+        program["directory"] = str(root)
+        for stream in ("stdout_logfile", "stderr_logfile"):
+            program[stream] = str(root / "logs" / Path(program[stream]).name)
+        keep = ("WORKSPACE_ROOT", "DEEPSPEED_BIN")
+        variables = {k: v for k, v in self.workspace.env.items() if k.startswith("DIFFPIPE_") or k in keep}
+        program["environment"] = ",".join(f'{name}="{value}"' for name, value in variables.items())
+        return program
 
     def ctl(self, *words: str) -> str:
         command = [str(BIN / "supervisorctl"), "-c", str(self.conf), *words]
@@ -137,3 +146,29 @@ def test_status_takes_at_most_seven_tenths_of_supervisorctl_status(supervised: S
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(21)][1:]
     median = [sorted(column)[len(pairs) // 2] for column in zip(*pairs, strict=True)]
     assert median[0] <= 0.7 * median[1], f"{median[0] * 1000:.1f} ms against {median[1] * 1000:.1f} ms"
+
+
+def test_the_shim_is_restarted_and_the_training_does_not_notice(workspace: Workspace) -> None:
+    require((BIN / "supervisord").exists(), "supervisor is not installed")
+    port = free_port()
+    workspace.env["DIFFPIPE_HTTP_PORT"] = str(port)
+    supervised = Supervisord(workspace, "dpipe-http")
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/dpipe", trust_env=False) as client:
+
+            def healthy() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return client.get("/health").status_code == 200
+                return False
+
+            wait_until(healthy, "the shim answers")
+            run = workspace.start(workspace.config(until=str(workspace.go)))
+            pid = int(supervised.ctl("pid", "dpipe-http"))
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: supervised.ctl("pid", "dpipe-http").strip() not in (str(pid), "0"), "another")
+            wait_until(healthy, "it answers again")
+            assert client.get("/status").json()["run"]["id"] == run
+            assert "stopped" in supervised.ctl("stop", "dpipe-http")
+            assert workspace.status()["run"]["id"] == run
+    finally:
+        supervised.close()
