@@ -104,10 +104,10 @@ def _plain(number: float) -> str:
     return str(whole(number))
 
 
-def whole(value: Any) -> Any:
-    """The value with whole numbers as such, also in lists: in JSON, 1.0 is one."""
+def whole(value: Any, depth: int = 2) -> Any:
+    """The value with whole numbers as such, also in lists of lists: in JSON, 1.0 is one."""
     if isinstance(value, list):
-        return [whole(each) for each in value]
+        return [whole(each, depth - 1) for each in value] if depth else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -176,7 +176,11 @@ def is_marked(copy: Path, run: str) -> bool:
 def _wants_wandb(data: dict[str, Any]) -> bool:
     """Raises InvalidInput for what train.py would miss only once it has loaded the model."""
     monitoring = data.get("monitoring", {})
-    if not isinstance(monitoring, dict) or monitoring.get("enable_wandb") is not True:
+    wanted = monitoring.get("enable_wandb", False) if isinstance(monitoring, dict) else None
+    if not isinstance(wanted, bool):
+        field = "monitoring.enable_wandb"
+        raise InvalidInput(f"{field} takes true or false, not {wanted!r:.60}", field=field)
+    if not wanted:
         return False
     for name in ("wandb_tracker_name", "wandb_run_name", "wandb_api_key"):
         if not isinstance(monitoring.get(name), str):
@@ -195,7 +199,7 @@ def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
         raise InvalidInput(f"{field}: there is no file {path}", field=field) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{field}: {path} can't be read: {error}", field=field) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{field}: {path} is not TOML: {error}", field=field) from error
 
 

@@ -7,7 +7,6 @@ refused at its field.
 Known gap: none.
 """
 
-import math
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ _SIDES = "takes a JSON list of whole numbers from 1 on, or of [width, height] pa
 _RATIOS = "takes a JSON list of numbers above 0, or of [width, height] pairs, such as [0.5, 1.0, 2.0]"
 _FRAMES = "takes a JSON list of whole numbers from 1 on, such as [1, 33]"
 _LARGEST = 1_000_000
+_LARGEST_NUMBER = 1e9
 
 
 class Findings:
@@ -44,7 +44,8 @@ def betas(found: Findings, value: Any, two: bool) -> tuple[float, ...]:
     if not fits or not numbers or (two and len(numbers) != 2):
         found.add("betas", "takes a JSON list of two numbers from 0 to 1, such as [0.9, 0.99]")
         return ()
-    return tuple(float(each) for each in numbers)
+    # Without the sign of -0.0, which the old reader loses.
+    return tuple(abs(float(each)) for each in numbers)
 
 
 def sizes(found: Findings, value: Any) -> tuple[Any, ...]:
@@ -90,7 +91,8 @@ def _list(value: Any) -> list[Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Not a bool, and neither infinite nor nan, which no comparison holds for."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
 
 
 def _is_whole(value: Any) -> bool:

@@ -35,7 +35,8 @@ def roots(settings: Settings, field: str) -> tuple[Path, ...]:
 def resolve(settings: Settings, field: str, text: str) -> Path:
     """The absolute path: as it was given, unless it goes up somewhere. Raises InvalidInput."""
     base = settings.workspace / FOLDERS.get(field, "")
-    expanded = expand(text)
+    # Looking up whose home is meant chokes on what `confine` refuses.
+    expanded = text if "\0" in text else expand(text)
     where = paths.confine(expanded, field, roots(settings, field), base, shown=text)
     asked = base / expanded
     return where if ".." in asked.parts else asked

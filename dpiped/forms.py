@@ -15,8 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dpiped import form_lists, oldtoml, redaction
 from dpiped.form import Form
@@ -34,6 +33,10 @@ ONLY_DECAY = frozenset(("sgd", "automagic"))
 """Those that take neither betas nor eps (as one number each)."""
 MOST_RESOLUTIONS = 3
 """With more, train.py prints a warning and ends, exit code 0."""
+MISREAD = (
+    "takes a text that train.py's TOML reader reads back unchanged; "
+    "not a lone quotation mark, nor one that begins with two"
+)
 MANY = "--i_know_what_i_am_doing"
 """train.py's flag that lets it take more."""
 TOKENS = ("optimizer_type", "dtype", "save_dtype", "video_clip_mode", "partition_method")
@@ -96,6 +99,8 @@ def check(form: Form, num_gpus: int, key: str | None, many: bool = False) -> Lis
         found.add("resume_from_checkpoint", "takes true, false or the name of a folder in output_dir")
     if form.enable_wandb:
         _check_wandb(found, form, key)
+    if form.model_type == EMBEDDED:
+        _check_embedded(found, form, lists)
     found.finish()
     return lists
 
@@ -108,30 +113,36 @@ def generate(form: Form, lists: Lists, paths: dict[str, Path], num_gpus: int) ->
     training = _training(form, lists, paths, dataset_path, form.num_gpus or num_gpus)
     found = form_lists.Findings()
     for key in (*oldtoml.misread(dataset), *oldtoml.misread(training)):
-        found.add(
-            FIELD_OF.get(key, key),
-            "takes a text that train.py's TOML reader reads back unchanged; "
-            "not a lone quotation mark, nor one that begins with two",
-        )
+        found.add(FIELD_OF.get(key, key), MISREAD)
     found.finish()
     return Files(
         training_path,
         oldtoml.write(training),
         dataset_path,
         oldtoml.write(dataset),
-        form.wandb_api_key or None if form.enable_wandb else None,
+        _own_key(form),
     )
 
 
 def hidden(form: Form) -> Form:
     """The form as it may be kept and shown."""
-    return msgspec.structs.replace(form, wandb_api_key=redaction.HIDDEN) if form.wandb_api_key else form
+    return structs.replace(form, wandb_api_key=redaction.HIDDEN) if form.wandb_api_key else form
+
+
+def _own_key(form: Form) -> str | None:
+    """The key that the form brings, where one is needed."""
+    brought = form.enable_wandb and form.wandb_api_key not in (None, "", redaction.HIDDEN)
+    return form.wandb_api_key if brought else None
 
 
 def _check_tokens(found: form_lists.Findings, form: Form) -> None:
     for field in TOKENS:
         if re.search(r"\s", getattr(form, field)):
             found.add(field, "takes one word, without spaces")
+    for field in (*TOKENS, "wandb_run_name", "wandb_tracker_name"):
+        value = getattr(form, field)
+        if value is not None and oldtoml.misread({"value": value}):
+            found.add(field, MISREAD)
     for field in ("dtype", "save_dtype"):
         value = getattr(form, field)
         if value not in DTYPES:
@@ -149,12 +160,30 @@ def _check_wandb(found: form_lists.Findings, form: Form, key: str | None) -> Non
     for field in ("wandb_run_name", "wandb_tracker_name"):
         if getattr(form, field) is None:
             found.add(field, "takes a text while enable_wandb is true")
-    own = form.wandb_api_key
-    if not own or own == redaction.HIDDEN:
-        if key is None:
-            found.add("wandb_api_key", "takes your key while enable_wandb is true (or set WANDB_API_KEY)")
-    elif not redaction.KEY.fullmatch(own):
+    own = _own_key(form)
+    if own is None and key is None:
+        found.add("wandb_api_key", "takes your key while enable_wandb is true (or set WANDB_API_KEY)")
+    elif own is not None and not redaction.KEY.fullmatch(own):
         found.add("wandb_api_key", redaction.KEY_TAKES)
+    elif own is not None:
+        texts = {name: value for name, value in structs.asdict(form).items() if name != "wandb_api_key"}
+        for name in (name for name, value in texts.items() if isinstance(value, str) and own in value):
+            found.add(name, "takes a text that does not hold the key")
+
+
+def _check_embedded(found: form_lists.Findings, form: Form, lists: Lists) -> None:
+    """What the embedded trainer refuses, a few seconds later."""
+    whose = f"for model_type {EMBEDDED}"
+    if form.enable_wandb:
+        found.add("enable_wandb", f"takes false {whose}")
+    if form.dtype not in ("float32", "bfloat16"):
+        found.add("dtype", f"takes float32 or bfloat16 {whose}")
+    if form.save_dtype.startswith("float8"):
+        found.add("save_dtype", f"takes float32, float16 or bfloat16 {whose}")
+    if form.partition_method != "parameters":
+        found.add("partition_method", f"takes parameters {whose}")
+    if lists.ratios == ():
+        found.add("ar_buckets", f"takes at least one ratio, or nothing, {whose}")
 
 
 def _dataset(form: Form, lists: Lists, paths: dict[str, Path]) -> dict[str, Any]:

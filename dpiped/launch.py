@@ -60,6 +60,7 @@ class Plan(Struct, frozen=True):
 
 def make(settings: Settings, wanted: Wanted) -> Plan:
     """Checks everything. Raises InvalidInput or NotInstalled; nothing is written."""
+    _refuse_nul(wanted)
     setup = sources.find(settings, wanted)
     roots, source = setup.roots, setup.source
     train_py = _find_train_py(settings, source.model_type)
@@ -111,7 +112,7 @@ def _key(config: Config, key: str | None, environment: dict[str, str]) -> str | 
     if not config.wandb:
         return None
     key = key or environment.get(WANDB_KEY)
-    if not key or not redaction.KEY.fullmatch(key):
+    if not key or key == redaction.HIDDEN or not redaction.KEY.fullmatch(key):
         raise InvalidInput(
             f"{redaction.FIELD}: the key is not written down anywhere, so it has to be given",
             field=redaction.FIELD,
@@ -119,6 +120,13 @@ def _key(config: Config, key: str | None, environment: dict[str, str]) -> str | 
             f"{redaction.KEY_TAKES.removeprefix('takes ')}",
         )
     return key
+
+
+def _refuse_nul(wanted: Wanted) -> None:
+    """No process can be given one."""
+    for field, texts in (("args", wanted.args), ("env", tuple(wanted.env.values()))):
+        if any("\0" in text for text in texts):
+            raise InvalidInput(f"{field} takes text without NUL", field=field)
 
 
 def _new_id() -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpiped import checkpoints, events, logs, messages, procs, redaction, rundir
+from dpiped.errors import InvalidInput
 from dpiped.outcome import hang
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
@@ -184,7 +185,7 @@ class LiveRun:
         """Did it work? If not, `status` says so until it does."""
         try:
             action()
-        except OSError as error:
+        except (OSError, InvalidInput) as error:
             self._troubles[what] = f"{what} can't be recorded: {error}"
             return False
         self._troubles.pop(what, None)

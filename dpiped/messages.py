@@ -129,11 +129,12 @@ class Resume(Request, frozen=True, tag="resume"):
 class Stop(Request, frozen=True, tag="stop"):
     """Enters the escalation ladder at `how`. Answered at once; `wait` tells the end.
 
-    `timeout` replaces the first rung's deadline (seconds).
+    `timeout` replaces the first rung's deadline (seconds). `run`: refused if another one is active.
     """
 
     how: How = "term"
     timeout: Seconds | None = None
+    run: RunName | None = None
 
 
 class Save(Request, frozen=True, tag="save"):

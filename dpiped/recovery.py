@@ -13,8 +13,8 @@ import os
 import time
 from pathlib import Path
 
-from dpiped import history, lifecycle, messages, procs, rundir
-from dpiped.errors import RunDamaged
+from dpiped import history, lifecycle, messages, procs, redaction, rundir
+from dpiped.errors import InvalidInput, RunDamaged
 from dpiped.live import LiveRun
 from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.settings import Settings
@@ -33,6 +33,7 @@ def sort_out(settings: Settings, runs: Path) -> tuple[list[LiveRun], list[str]]:
                 alive.append(found)
         except (RunDamaged, OSError) as error:
             problems.append(f"run {name} is damaged: {error}")
+            problems += _hide_key(runs / name)
         except Exception as error:  # one run's fault must not keep the daemon from starting
             log.exception("run %s can't be looked at", name)
             problems.append(f"run {name} is damaged: {error!r}")
@@ -66,6 +67,18 @@ def pending_stop(live: LiveRun, ladder: lifecycle.Ladder) -> lifecycle.Stopping 
 
 def _lives(live: LiveRun) -> bool:
     return live.exit_record() is None and (live.runner_is_alive() or bool(live.members()))
+
+
+def _hide_key(folder: Path) -> list[str]:
+    """Takes a key out of a damaged run's config, if no process of it is left. What went wrong."""
+    try:
+        if not procs.marked(folder.name):
+            redaction.clean(folder / rundir.TRAINING_TOML)
+    except FileNotFoundError:
+        return []
+    except (OSError, InvalidInput) as error:
+        return [f"run {folder.name}: a key may stand in its config: {error}"]
+    return []
 
 
 def _look_at(settings: Settings, folder: Path) -> LiveRun | None:

@@ -8,6 +8,7 @@ there.
 Known gap: what wandb itself writes (its own run files) holds the whole config, the key included.
 """
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -22,7 +23,9 @@ HIDDEN = "hidden-by-dpiped"
 FIELD = "monitoring.wandb_api_key"
 KEY = re.compile(r"[A-Za-z0-9_.:+/=-]{8,256}")
 KEY_TAKES = "takes 8 to 256 letters, digits and _.:+/=-"
-_PLACE = re.compile(rf"""(?P<before>wandb_api_key["']?\s*=\s*)(?P<quote>["']){HIDDEN}(?P=quote)""")
+_BEFORE = r"""(?P<before>wandb_api_key["']?[ \t]*=[ \t]*)(?P<quote>\"{3}|'{3}|["'])"""
+_PLACE = re.compile(rf"{_BEFORE}(?:{HIDDEN})?(?P=quote)")
+_WRITTEN = re.compile(rf"{_BEFORE}{KEY.pattern}(?P=quote)")
 _COPIES = ("*.toml", "epoch*/*.toml", "step*/*.toml")
 """Where train.py copies its config to, below the directory it makes."""
 
@@ -44,13 +47,17 @@ def key_in(data: dict[str, Any]) -> str | None:
 
 
 def hide(text: str) -> str:
-    """The same training TOML without its key. Raises InvalidInput where only the key can't be taken out."""
+    """The same training TOML without its key, also where one is commented out.
+
+    Raises InvalidInput where only the key can't be taken out, and ValueError for what is no TOML.
+    """
     data = tomllib.loads(text)
     key = key_in(data)
-    if key is None:
-        return text
-    hidden = text.replace(key, HIDDEN)
-    wanted = data | {"monitoring": data["monitoring"] | {"wandb_api_key": HIDDEN}}
+    hidden = _WRITTEN.sub(rf"\g<before>\g<quote>{HIDDEN}\g<quote>", text)
+    wanted = data
+    if key is not None:
+        hidden = hidden.replace(key, HIDDEN)
+        wanted = data | {"monitoring": data["monitoring"] | {"wandb_api_key": HIDDEN}}
     if not _says(hidden, wanted):
         raise InvalidInput(
             f"{FIELD}: the key can't be hidden in this file",
@@ -61,24 +68,47 @@ def hide(text: str) -> str:
 
 
 def insert(text: str, key: str) -> str:
-    """The same training TOML with the key where `hide` took it out."""
-    return _PLACE.sub(rf"\g<before>\g<quote>{key}\g<quote>", text)
+    """The same training TOML with the key where `hide` took it out. Raises InvalidInput if it can't be."""
+    filled = _PLACE.sub(rf"\g<before>\g<quote>{key}\g<quote>", text)
+    if key_in(tomllib.loads(filled)) != key or key in hide(filled):
+        raise InvalidInput(
+            f"{FIELD}: the key can't be put in",
+            field=FIELD,
+            hint=f'write wandb_api_key = "{HIDDEN}", and let the key stand nowhere else in the file',
+        )
+    return filled
 
 
 def clean(file: Path) -> None:
-    """Replaces a config that holds a key by one that does not; mode 0600. Raises OSError."""
+    """Replaces a config that holds a key by one that does not; mode 0600. Raises OSError, InvalidInput."""
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         hidden = hide(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, InvalidInput):
-        # Half written, or no config of ours: looked at again with the next copy.
+    except (ValueError, RecursionError):
+        # Half written, or no TOML of ours: looked at again with the next copy.
         return
-    if hidden != text:
+    if hidden == text:
+        return
+    try:
         rundir.replace_file(file, hidden.encode(), 0o600)
+    except OSError:
+        _overwrite(file, hidden.encode())
+
+
+def _overwrite(file: Path, data: bytes) -> None:
+    """In the room that the file has, for a disk that is full. Raises OSError."""
+    with file.open("r+b") as opened:
+        opened.write(data)
+        opened.write(b"\n" * max(os.fstat(opened.fileno()).st_size - len(data), 0))
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def clean_copies(train_dir: Path) -> None:
-    """Takes the key out of what train.py copied before it was taken out of the original. Raises OSError."""
+    """Takes the key out of what train.py copied before it was taken out of the original.
+
+    Raises OSError, InvalidInput.
+    """
     for pattern in _COPIES:
         for file in train_dir.glob(pattern):
             if file.is_file() and not file.is_symlink():
@@ -88,5 +118,5 @@ def clean_copies(train_dir: Path) -> None:
 def _says(text: str, data: dict[str, Any]) -> bool:
     try:
         return repr(tomllib.loads(text)) == repr(data)
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return False

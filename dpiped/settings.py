@@ -241,12 +241,17 @@ def is_secret(name: str) -> bool:
 
 
 def expand(text: str, env: Mapping[str, str] = os.environ) -> str:
-    """A path with `~` and `$VAR` replaced; variables whose name says that they are secret are not."""
+    """A path with `~` and `$VAR` replaced, where the variable is a path or the user's name.
+
+    The result may be shown to who sent the path; what else stands in the environment is none of his business.
+    """
     import re
 
     def value(found: re.Match[str]) -> str:
         name = found["name"] or found["braced"]
-        return found.group() if is_secret(name) else env.get(name, found.group())
+        known = env.get(name, "")
+        shown = known.startswith("/") and not is_secret(name)
+        return known if shown or (known and name in ("USER", "LOGNAME")) else found.group()
 
     return os.path.expanduser(  # noqa: PTH111 - pathlib's raises for a user that does not exist
         re.sub(r"\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", value, text)

@@ -8,8 +8,10 @@ Known gap: a process in uninterruptible sleep can't be killed by anybody; the ru
 """
 
 import asyncio
+import errno
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -76,8 +78,8 @@ class Supervisor:
             _clear_signal_files(Path(plan.spec.train_dir))
         actions = self.machine.feed(lifecycle.Start(run))
         try:
-            _publish(plan.publish)
             rundir.create(plan.run_dir, plan.files, plan.spec)
+            _publish(plan)
         except BaseException as error:
             # Whatever went wrong, nothing was started.
             self.machine.feed(Ended(run))
@@ -191,11 +193,18 @@ class Supervisor:
                 log.exception("following run %s failed", live.id)
                 self.notice(f"following run {live.id} failed: {error!r}")
                 await asyncio.sleep(FAULT_TICK)
-        live.find_files()
-        live.hide_key(over=True)
+        self._look_for_the_last_time(live)
         _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
         await self.announce()
+
+    def _look_for_the_last_time(self, live: LiveRun) -> None:
+        try:
+            live.find_files()
+            live.hide_key(over=True)
+        except Exception as error:  # whatever it finds, the run is over and has to be concluded
+            log.exception("the files of run %s can't be looked at", live.id)
+            self.notice(f"the files of run {live.id} can't be looked at: {error!r}")
 
     async def _follow_to_the_end(self, live: LiveRun) -> None:
         """The only path, for runs of this daemon and for adopted ones."""
@@ -319,13 +328,20 @@ DOES: dict[lifecycle.Rung, str] = {
 }
 
 
-def _publish(files: dict[Path, bytes]) -> None:
-    """Writes a form's files where it asked for them; no key is in them. Raises InvalidInput."""
+def _publish(plan: launch.Plan) -> None:
+    """Writes a form's files where it asked for them; no key is in them. Raises InvalidInput.
+
+    The run's directory, which is not needed then, goes with the error.
+    """
     try:
-        for path, data in files.items():
+        for path in plan.publish:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for path, data in plan.publish.items():
             rundir.replace_file(path, data, 0o644)
     except OSError as error:
+        shutil.rmtree(plan.run_dir, ignore_errors=True)
         raise InvalidInput(
             f"config_dir: the config files can't be written there: {error.strerror}", field="config_dir"
         ) from error

@@ -83,6 +83,8 @@ class Verbs:
             case messages.Resume():
                 return await self._resume(request)
             case messages.Stop():
+                if request.run is not None and self._live(request.run) is None:
+                    raise Refused(NOTHING_RUNNING)
                 return await self._supervisor.stop(request.how, request.timeout, REQUESTED)
             case messages.Save():
                 return await self._save(request)

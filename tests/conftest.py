@@ -7,7 +7,7 @@ import pytest
 
 from tests.harness import Workspace
 from tests.trainings import Launcher, Setup, make_setup
-from tests.web import Shim
+from tests.web import LONG, Shim
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def workspace() -> Iterator[Workspace]:
 @pytest.fixture
 def dpiped(workspace: Workspace) -> Workspace:
     """A workspace with a running daemon."""
-    workspace.start_daemon()
+    workspace.start_daemon(SCRIPT=LONG)
     return workspace
 
 

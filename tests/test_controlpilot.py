@@ -132,8 +132,9 @@ def test_a_body_error_comes_before_everything(shim: Shim) -> None:
     assert start(shim)[0] == 200
     # "start: a body error (422) comes before everything; the running-already refusal comes before the path
     # checks"
-    status, found = start(shim, betas="x")
-    assert status == 422 and fields_of(found["detail"]) == ["betas"]
+    for field, value in (("betas", "x"), ("wandb_run_name", '""x'), ("video_clip_mode", '"')):
+        status, found = start(shim, **{field: value})
+        assert status == 422 and fields_of(found["detail"]) == [field]
     assert start(shim, dataset_path="/etc") == (400, {"detail": RUNNING})
 
 
@@ -321,7 +322,7 @@ def test_resume_from_checkpoint_names_the_folder(shim: Shim) -> None:
 def test_stop_with_another_pid_stops_nothing(shim: Shim) -> None:
     _, started = start(shim)
     # 'another pid → 200 `{"status": "noop", "detail": "Process not found."}`'
-    for pid in (1, started["pid"] + 1, 0, -5):
+    for pid in (1, started["pid"] + 1, 0, -5, 99999999999):
         answer = {"status": "noop", "detail": "Process not found."}
         assert shim.post("/train/stop", pid=pid) == (200, answer)
     assert shim.workspace.status()["state"] == "running"
@@ -364,7 +365,8 @@ def test_logs_before_any_run_and_their_limits(shim: Shim) -> None:
         status, found = shim.get("/train/logs", limit=limit)
         assert status == 422 and fields_of(found["detail"]) == ["limit"]
     assert shim.get("/train/logs", pid=12345) == (200, {"pid": 12345, "lines": []})
-    assert shim.get("/train/logs", pid=-1) == (200, {"pid": -1, "lines": []})
+    for pid in (-1, 99999999999):
+        assert shim.get("/train/logs", pid=pid) == (200, {"pid": pid, "lines": []})
 
 
 def test_logs_are_the_newest_oldest_first_with_the_unterminated_line(workspace: Workspace) -> None:

@@ -317,6 +317,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "WANDB_API_KEY",
     ),
     ({"output_dir": '""x'}, "output_dir", "reads back unchanged"),
+    ({"betas": "[1" + "0" * 400 + ", 1]"}, "betas", "from 0 to 1"),
+    (
+        {"enable_wandb": True, "wandb_run_name": f"x{KEY}", "wandb_tracker_name": "t", "wandb_api_key": KEY},
+        "wandb_run_name",
+        "does not hold the key",
+    ),
+    ({"model_type": "dpiped", "dtype": "float16"}, "dtype", "for model_type dpiped"),
+    ({"model_type": "dpiped", "save_dtype": "float8"}, "save_dtype", "for model_type dpiped"),
+    ({"model_type": "dpiped", "partition_method": "uniform"}, "partition_method", "takes parameters"),
+    ({"model_type": "dpiped", "ar_buckets": "[]"}, "ar_buckets", "at least one ratio"),
     ({"wandb_run_name": '"'}, "wandb_run_name", "reads back unchanged"),
 ]
 
@@ -338,6 +348,16 @@ def test_a_wandb_key_is_told_without_itself() -> None:
     found = refusal(enable_wandb=True, wandb_run_name="r", wandb_tracker_name="t", wandb_api_key=bad)
     assert found == {"wandb_api_key": "takes 8 to 256 letters, digits and _.:+/=-"}
     assert bad not in repr(form(wandb_api_key=bad)) and KEY not in repr(generate(form(**FORMS["wandb"])))
+
+
+def test_a_hidden_key_is_no_key() -> None:
+    """A form as it is shown again: the key has to come from elsewhere."""
+    shown = form(**(FORMS["wandb"] | {"wandb_api_key": "hidden-by-dpiped"}))
+    with pytest.raises(InvalidForm):
+        forms.check(shown, 1, None)
+    lists = forms.check(shown, 1, KEY)
+    paths = {field: Path("/x") for field in PATHS}
+    assert forms.generate(shown, lists, paths, 1).key is None
 
 
 def test_a_key_is_in_no_text_and_only_beside_it_when_it_is_wanted() -> None:

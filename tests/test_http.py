@@ -1,6 +1,10 @@
 """What the shim offers beyond ControlPilot's four calls."""
 
+import asyncio
 import json
+import socket
+import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from starlette.testclient import TestClient
 from dpipectl.http import operations
 from dpipectl.http.answers import without_paths
 from dpipectl.http.app import create_app
+from dpipectl.http.daemon import Daemon
+from dpiped import messages
 from tests.harness import Workspace
 from tests.helpers import wait_until
 from tests.web import Shim
@@ -249,6 +255,49 @@ def test_the_document_describes_every_route(shim: Shim) -> None:
 )
 def test_paths_are_cut_out_of_errors(text: str, sent: str, shown: str) -> None:
     assert without_paths(text, sent) == shown
+
+
+def test_paths_are_as_they_are_and_a_lost_client_is_no_traceback(shim: Shim) -> None:
+    for path in ("/status/", "/train/logs/", "/"):
+        assert shim.get(path)[0] == 404
+    with socket.create_connection(("127.0.0.1", shim.port)) as connection:
+        connection.sendall(b"POST /dpipe/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nx")
+    wait_until(
+        lambda: metrics(shim).get("dpipe_http_requests_total{method=POST,path=/login,status=400}"), "it"
+    )
+    assert "Traceback" not in shim.log()
+
+
+def test_deeply_nested_lists_and_huge_numbers_are_no_500(shim: Shim) -> None:
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    for field in ("betas", "resolutions_input", "ar_buckets"):
+        for value in (deep, "[1" + "0" * 400 + ", 1]", "[" * 5000, [1e308, 1e308], "[NaN]"):
+            status, found = shim.post("/train/start", shim.form(**{field: value}))
+            assert status == 422 and found["detail"][0]["loc"] == ["body", field], value
+    for path in ("~a\0b", "~" + "x" * 5000, "~nobody-here/x", "$HOME\0"):
+        assert shim.post("/train/start", shim.form(dataset_path=path))[0] == 400
+    assert shim.post("/train/resume", {"run": deep, "x": deep})[0] == 422
+
+
+def test_ended_with_a_waiting_request_it_ends_at_once(shim: Shim) -> None:
+    revision = shim.get("/status")[1]["revision"]
+    waiting = threading.Thread(target=lambda: shim.get("/status", after=revision, wait=30), daemon=True)
+    waiting.start()
+    wait_until(lambda: shim.workspace.status()["revision"] == revision, "it waits")
+    begun = time.monotonic()
+    assert shim.end() == 0
+    assert time.monotonic() - begun < 1.5 and "Traceback" not in shim.log()
+
+
+def test_a_second_event_loop_is_served_as_well(dpiped: Workspace) -> None:
+    daemon = Daemon(dpiped.env["DIFFPIPE_SOCKET"])
+
+    async def ask() -> str:
+        return (await daemon.ask(messages.GetStatus(), messages.Status)).state
+
+    assert [asyncio.run(ask()) for _ in range(3)] == ["idle"] * 3
 
 
 def test_many_requests_at_once(shim: Shim) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -154,6 +155,48 @@ def test_a_stream_ends_after_its_seconds_and_refuses_a_wrong_id(shim: Shim) -> N
     run = workspace.start(workspace.config(steps=2))
     workspace.until_ended(run)
     assert lines_of(stream(shim, last="20200101-000000-000aaaa:5")) == log_lines(workspace, run)
+
+
+def test_last_means_the_run_that_is_the_last_one_now(shim: Shim) -> None:
+    workspace = shim.workspace
+    runs = []
+    for steps in (2, 3):
+        runs.append(workspace.start(workspace.config(steps=steps)))
+        workspace.until_ended(runs[-1])
+        events = stream(shim, run="last")
+        assert lines_of(events) == log_lines(workspace, runs[-1])
+        assert events[-1][2].startswith(f"{runs[-1]}:")
+    assert shim.get("/events", run="202")[0] == 400
+    # The unfinished last line is told to whoever asks, also from what was read before.
+    run = workspace.start(workspace.config("unfinished"))
+    workspace.until_ended(run)
+    for _ in range(2):
+        events = stream(shim, run=run)
+        assert [json.loads(data) for name, data, _ in events if name == "current"] == ["last words"]
+
+
+def test_a_run_that_was_deleted_is_not_told_for_ever(shim: Shim) -> None:
+    workspace = shim.workspace
+    run = workspace.start(workspace.config(steps=2))
+    workspace.until_ended(run)
+    shutil.rmtree(workspace.runs_dir / run)
+    with shim.client.stream("GET", "/events", params={"seconds": 1, "tail": 0}) as answer:
+        names = [name for name, _, _ in Events(answer.iter_lines())]
+    assert names.count("run") <= 1 and names.count("state") == 1
+
+
+def test_followers_that_are_gone_leave_nothing_behind(shim: Shim) -> None:
+    workspace = shim.workspace
+    run = workspace.start(workspace.config())
+    workspace.until_step(2)
+    for number in range(30):
+        with shim.client.stream(
+            "GET", "/events", params={"run": run, "after": 10**9 + number, "seconds": 20}
+        ) as answer:
+            next(answer.iter_bytes())
+    metrics = shim.client.get("/metrics").text
+    wait_until(lambda: "dpipe_http_followers 0.0" in shim.client.get("/metrics").text, "nobody follows")
+    assert "dpipe_http_followers" in metrics
 
 
 @pytest.mark.timeout(180)

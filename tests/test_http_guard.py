@@ -65,6 +65,7 @@ def refused_start(workspace: Workspace, *words: str, **variables: str) -> Any:
         {"origin": "http://localhost:1"},
         {"origin": "http://localhost"},
         {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},
         {"sec-fetch-site": "same-site"},
         {"origin": "file://"},
     ],
@@ -84,6 +85,23 @@ def test_a_post_of_our_own_page_or_of_no_page_is_not(open_shim: Shim) -> None:
     assert read(open_shim.client.post("/train/stop", headers=own))[0] == 200
     assert read(open_shim.client.post("/train/stop", headers={"sec-fetch-site": "none"}))[0] == 200
     assert read(open_shim.client.post("/train/stop"))[0] == 200
+
+
+def test_what_another_sites_page_includes_is_refused_and_its_links_are_not(open_shim: Shim) -> None:
+    included = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    for path in ("/status", "/events", "/runs/last/log"):
+        assert read(open_shim.client.get(path, headers=included))[0] == 403
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert read(open_shim.client.get("/status", headers=link))[0] == 200
+
+
+def test_a_proxy_may_change_the_host(locked_shim: Shim) -> None:
+    behind = {"origin": "https://gpu.example.org", "authorization": f"Bearer {TOKEN}"}
+    assert read(locked_shim.client.post("/train/stop", headers=behind))[0] == 200
+    evil = behind | {"origin": "https://evil.example.org"}
+    assert read(locked_shim.client.post("/train/stop", headers=evil))[0] == 403
+    seen = evil | {"origin": "https://pod.example.net", "sec-fetch-site": "same-origin"}
+    assert read(locked_shim.client.post("/train/stop", headers=seen))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -149,6 +167,13 @@ def test_logging_in_sets_a_cookie_that_no_script_reads(locked_shim: Shim) -> Non
         assert "httponly" in cookie and "samesite=strict" in cookie and "path=/" in cookie
         assert TOKEN not in cookie
         assert browser.get("/status").status_code == 200
+        # Other programs on this host have cookies as well, and not all are well formed.
+        session = browser.cookies[guard.COOKIE]
+        for odd in ('theme={"a":"b"}', "flag", "path=/x", "k[a]=1", "x=\u00e9"):
+            given = f"{odd}; {guard.COOKIE}={session}".encode()
+            assert (
+                httpx.get(f"{locked_shim.base}/dpipe/status", headers=[(b"cookie", given)]).status_code == 200
+            )
         # It is not the shim that remembers it.
         locked_shim.kill()
         locked_shim.start()
@@ -245,8 +270,15 @@ def test_on_a_unix_socket_for_a_proxy(workspace: Workspace) -> None:
     again = subprocess.Popen(command, env=workspace.env, stdout=subprocess.DEVNULL)
     workspace.started.append(again)
     wait_until(lambda: _connects(path), "the new socket")
+    # One that ends leaves the socket of its successor alone.
+    path.rename(workspace.root / "moved.sock")
+    successor = subprocess.Popen(command, env=workspace.env, stdout=subprocess.DEVNULL)
+    workspace.started.append(successor)
+    wait_until(lambda: path.exists() and _connects(path), "the successor's socket")
     again.terminate()
-    assert again.wait(20) == 0 and not path.exists()
+    assert again.wait(20) == 0 and _connects(path)
+    successor.terminate()
+    assert successor.wait(20) == 0 and not path.exists()
     path.write_text("mine")
     assert "is no socket" in refused_start(workspace, "--unix", str(path))["message"]
     assert path.read_text() == "mine"

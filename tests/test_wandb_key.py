@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import threading
 import tomllib
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpiped import redaction
+from dpiped import redaction, rundir
 from dpiped.errors import InvalidInput
 from tests.harness import Workspace
 from tests.helpers import wait_until
@@ -209,6 +210,72 @@ def test_hidden_and_put_in_again() -> None:
     assert redaction.hide(hidden) == hidden
     assert redaction.hide("a = 1\n") == "a = 1\n"
     assert KEY not in redaction.hide(toml(more=f"# my key is {KEY}"))
+
+
+@pytest.mark.parametrize("quote", ["'", '"', "'''", '"""'])
+def test_in_any_quotes(quote: str) -> None:
+    text = f"[monitoring]\nenable_wandb = true\nwandb_api_key={quote}{KEY}{quote}\n"
+    assert redaction.insert(redaction.hide(text), KEY) == text
+
+
+@pytest.mark.parametrize("comment", [f'# wandb_api_key = "{KEY[::-1]}"', f"#wandb_api_key='{KEY[::-1]}'"])
+def test_one_that_is_commented_out_is_hidden_as_well(comment: str) -> None:
+    for text in (comment + "\na = 1\n", toml(more=comment)):
+        hidden = redaction.hide(text)
+        assert KEY[::-1] not in hidden and KEY not in hidden
+
+
+def test_what_can_not_be_put_in_is_refused() -> None:
+    three = '"' * 3
+    placeholder = f"[monitoring]\nwandb_api_key = {three}\n{redaction.HIDDEN}{three}\n"
+    twice = f'b = "{KEY}"\n[monitoring]\nwandb_api_key = ""\n'
+    for text in (placeholder, "a = 1\n", twice):
+        with pytest.raises(InvalidInput) as refused:
+            redaction.insert(text, KEY)
+        assert refused.value.field == redaction.FIELD
+
+
+def test_on_a_full_disk_it_is_overwritten_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "training_config.toml"
+    file.write_text(toml())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir, "replace_file", full)
+    redaction.clean(file)
+    assert KEY not in file.read_text() and len(file.read_bytes()) == len(toml())
+    assert tomllib.loads(file.read_text())["monitoring"]["wandb_api_key"] == redaction.HIDDEN
+
+
+def test_a_damaged_run_loses_its_key(workspace: Workspace) -> None:
+    workspace.env["SCRIPT"] = json.dumps({"caching_seconds": 0.5, "steps": 1})
+    workspace.start_daemon()
+    shim = Shim(workspace)
+    assert shim.post("/train/start", shim.form(**WANDB))[0] == 200
+    run = workspace.status()["run"]["id"]
+    workspace.kill_daemon()
+    workspace.until_gone(run)
+    assert holders(workspace.root) != []
+    (workspace.runs_dir / run / "spec.json").write_text("{")
+    shutil.rmtree(workspace.root / "outputs")
+    workspace.start_daemon()
+    assert holders(workspace.root) == []
+
+
+def test_odd_files_in_the_output_do_not_keep_a_run_from_being_concluded(workspace: Workspace) -> None:
+    workspace.env["SCRIPT"] = json.dumps({"steps": 1_000_000})
+    workspace.start_daemon()
+    shim = Shim(workspace)
+    assert shim.post("/train/start", shim.form(**WANDB))[0] == 200
+    workspace.until_step(2)
+    made = next((workspace.root / "outputs").iterdir())
+    (made / "notes.toml").write_text("a = " + "[" * 5000)
+    (made / "more.toml").write_text("a = 1" + "0" * 6000)
+    assert shim.post("/train/stop")[1]["status"] == "stopped"
+    assert workspace.status()["state"] == "idle" and holders(workspace.root) == []
 
 
 @pytest.mark.parametrize("key", ["short", "with space", 'quo\\"ted-quoted', "é" * 10, "x" * 300])

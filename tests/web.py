@@ -14,6 +14,10 @@ from tests.helpers import wait_until
 JSON = "application/json"
 
 
+LONG = '{"steps": 1000000}'
+"""What the scripted trainer is told where a form says nothing: a run that does not end by itself."""
+
+
 class Shim:
     """One shim. `get` and `post` check that every answer is JSON, as ControlPilot's page expects."""
 

@@ -125,7 +125,7 @@ async def resume(request: Request) -> Response:
     """A new run that goes on from another one's newest whole checkpoint."""
     data, sent = await reading.body(request)
     try:
-        wanted = msgspec.convert({name: forms.whole(value) for name, value in data.items()}, Resume)
+        wanted = msgspec.convert(data | {name: forms.whole(data[name]) for name in data}, Resume)
     except msgspec.ValidationError as error:
         said = str(error).rstrip("`")
         field = said.rpartition("`$.")[2] if "`$." in said else said.partition("field `")[2]

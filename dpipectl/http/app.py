@@ -46,6 +46,8 @@ def create_app(
     routes.append(Route(DOCUMENT, _document, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.add_middleware(Guard, policy=policy, open_paths=frozenset(each.path for each in ALL if each.open))
+    # A path is asked for as it is; a redirect would be no JSON.
+    app.router.redirect_slashes = False
     app.state.daemon = Daemon(socket or socket_path())
     app.state.feed = Feed(app.state.daemon)
     app.state.metrics = metrics
@@ -55,7 +57,9 @@ def create_app(
 
 def standalone(app: Starlette) -> Starlette:
     """The application below its prefix, for a server of its own."""
-    return Starlette(routes=[Mount(PREFIX, app)], exception_handlers={HTTPException: _http_error})
+    outer = Starlette(routes=[Mount(PREFIX, app)], exception_handlers={HTTPException: _http_error})
+    outer.router.redirect_slashes = False
+    return outer
 
 
 def _answering(each: Operation, metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
@@ -67,7 +71,8 @@ def _answering(each: Operation, metrics: Metrics) -> Callable[[Request], Awaitab
         except Problem as problem:
             response = document({"detail": problem.detail}, problem.status)
         except ClientDisconnect:
-            raise
+            # Nobody is there to be answered.
+            response = Response(status_code=400)
         except Exception:  # the border: a fault of ours is said in the log, and is no traceback for a client
             log.exception("%s %s failed", each.method, each.path)
             response = document({"detail": answers.INTERNAL}, 500)

@@ -26,7 +26,9 @@ from dpiped.errors import DpipedError, Unreachable
 MODELS = ("transformer_path", "vae_path", "llm_path", "clip_path")
 LIMIT = 500
 LARGEST_LIMIT = 100_000
-LARGEST_PID = (1 << 31) - 1
+LARGEST_PID = 10**18
+"""What is taken for one; no process has any beyond `PIDS_END`."""
+PIDS_END = (1 << 31) - 1
 STOP_WAIT = 60.0
 STOP_LONGEST = 900.0
 LAUNCH_WAIT = 90.0
@@ -78,7 +80,8 @@ async def stop(request: Request) -> Response:
     if pid is not None and pid != status.run.pid:
         return document({"status": "noop", "detail": ANOTHER})
     try:
-        await daemon.ask(messages.Stop(how, timeout), messages.Stopping)  # type: ignore[arg-type]
+        asked = messages.Stop(how, timeout, status.run.id)  # type: ignore[arg-type]
+        await daemon.ask(asked, messages.Stopping)
     except Failed as error:
         if error.error.code == "refused":
             # It has ended by itself meanwhile: nothing of it is left, which is what was asked for.
@@ -98,7 +101,7 @@ async def logs(request: Request) -> Response:
     limit = reading.whole(request, "limit", 1, LARGEST_LIMIT, LIMIT)
     pid = reading.whole(request, "pid", -LARGEST_PID, LARGEST_PID, None)
     assert limit is not None
-    if pid is not None and pid < 1:
+    if pid is not None and not 1 <= pid <= PIDS_END:
         return document({"pid": pid, "lines": ()})
     daemon = _daemon(request)
     try:

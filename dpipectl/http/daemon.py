@@ -22,6 +22,8 @@ from dpiped.errors import InvalidInput, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
+PENDING_LIMIT = 1024
+"""Requests that wait for the daemon at once; it takes four times as many, from all its clients."""
 
 
 class Daemon:
@@ -29,8 +31,7 @@ class Daemon:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        # The process's own: one that is thrown away waits for its sockets.
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._decoder = messages.reply_decoder()
@@ -62,7 +63,9 @@ class Daemon:
         body = messages.encode(request)
         if len(body) > messages.REQUEST_BYTES:
             raise InvalidInput("the request is too large")
-        connection = self._socket or self._connect()
+        if len(self._pending) >= PENDING_LIMIT:
+            raise Failed(messages.Error("busy", "too many requests are waiting; try again"))
+        connection = self._connection()
         self._number += 1
         number = self._number.to_bytes(8, "big")
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -79,6 +82,13 @@ class Daemon:
         finally:
             self._pending.pop(number, None)
 
+    def _connection(self) -> "zmq.Socket[bytes]":
+        """The one that is there, unless it belongs to another event loop, which then has ended."""
+        if self._socket is not None and self._loop is not asyncio.get_running_loop():
+            self._pending = {}
+            self._socket = self._monitor = None
+        return self._socket or self._connect()
+
     def _connect(self) -> "zmq.Socket[bytes]":
         """ZeroMQ would wait for a socket that is not there, so that is looked at first."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -86,11 +96,13 @@ class Daemon:
                 probe.connect(self._path)
             except OSError as error:
                 raise Unreachable("dpiped can't be reached") from error
-        connection = self._context.socket(zmq.DEALER)
+        # The process's own context: one that is thrown away waits for its sockets.
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
         monitor = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         connection.connect(f"ipc://{self._path}")
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_reader(_descriptor(connection), self._take_in)
         loop.add_reader(_descriptor(monitor), self._look_at_monitor)
         self._socket, self._monitor = connection, monitor

@@ -11,7 +11,9 @@ Known gap: the pages kept are the shim's memory, up to `KEPT_BYTES`.
 """
 
 import asyncio
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import msgspec
@@ -24,8 +26,10 @@ from dpiped.errors import DpipedError, Unreachable
 
 KEPT_BYTES = 48 << 20
 PAGE_LINES = 5000
-WAIT = 20.0
+WAIT = 10.0
 RETRY_EVERY = 0.3
+GRACE = 1.0
+"""Seconds that a page is waited for without anybody who wants it."""
 LOOK_BACK = 1000
 """Runs among which the next one is looked for."""
 READERS = 2
@@ -53,38 +57,58 @@ class Feed:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._asked: dict[_Key, asyncio.Task[Page]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._kept: OrderedDict[tuple[str, int], Page] = OrderedDict()
         self._kept_bytes = 0
-        self._readers = asyncio.Semaphore(READERS)
         self._edge: dict[str, int] = {}
-        self._watcher: asyncio.Task[None] | None = None
-        self._changed: asyncio.Future[None] | None = None
-        self._runs: tuple[str, asyncio.Task[messages.Runs]] | None = None
         self.status: messages.Status | None = None
         self.reachable = True
         self.closing = False
         self.followers = 0
+        self._begin()
 
-    def page(self, run: str, after: int, seen: int) -> "asyncio.Future[Page]":
+    def _begin(self) -> None:
+        """What belongs to one event loop; mounted, there may be one after the other."""
+        self._asked: dict[_Key, _Asked] = {}
+        self._readers = asyncio.Semaphore(READERS)
+        self._watcher: asyncio.Task[None] | None = None
+        self._changed: asyncio.Future[None] | None = None
+        self._runs: tuple[str, asyncio.Task[messages.Runs]] | None = None
+
+    def kept(self, run: str, after: int) -> Page | None:
+        """A page lately read."""
+        return self._kept.get((run, after))
+
+    @contextlib.contextmanager
+    def page(self, run: str, after: int, seen: int) -> "Iterator[asyncio.Future[Page]]":
         """The page at the cursor `after`: done once there is one, or the log is longer than `seen` bytes.
 
-        Shared: don't cancel it. Raises Failed for a run that is gone.
+        Shared by all who ask the same, and given up with the last of them. Fails with Failed.
         """
-        kept = self._kept.get((run, after))
-        if kept is not None:
-            done: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
-            done.set_result(kept)
-            return done
         key = (run, after, seen)
-        task = self._asked.get(key)
-        if task is None:
-            task = self._asked[key] = asyncio.create_task(self._read(run, after, seen))
-            task.add_done_callback(lambda _: self._asked.pop(key, None))
-        return task
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = _Asked(asyncio.create_task(self._read(run, after, seen)))
+        asked.waiters += 1
+        try:
+            yield asked.task
+        finally:
+            asked.waiters -= 1
+            if not asked.waiters:
+                # Most are back at once, after another event.
+                asyncio.get_running_loop().call_later(GRACE, self._give_up, key)
+
+    def _give_up(self, key: _Key) -> None:
+        asked = self._asked.get(key)
+        if asked is not None and not asked.waiters:
+            del self._asked[key]
+            asked.task.cancel()
 
     def changed(self) -> "asyncio.Future[None]":
         """Done at the next change of the status, or when the shim ends. Shared: don't cancel it."""
+        if self._loop is not asyncio.get_running_loop():
+            self._loop = asyncio.get_running_loop()
+            self._begin()
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
         if self._changed is None:
@@ -93,7 +117,8 @@ class Feed:
 
     async def runs(self) -> tuple[messages.RunSummary, ...]:
         """The newest runs, newest first; asked for once per newest run. Raises Failed, Unreachable."""
-        newest = self.newest_run()
+        active = self.status is not None and self.status.run is not None
+        newest = f"{self.newest_run()} {active}"
         if self._runs is None or self._runs[0] != newest or _failed(self._runs[1]):
             ask = self._daemon.ask(messages.ListRuns(LOOK_BACK), messages.Runs)
             self._runs = (newest, asyncio.create_task(ask))
@@ -129,7 +154,7 @@ class Feed:
                 await asyncio.sleep(RETRY_EVERY)
         page = Page(log_event(run, reply), reply.next, reply.end, reply.current, reply.eof)
         if reply.lines:
-            self._keep(run, after, msgspec.structs.replace(page, current=None))
+            self._keep(run, after, page if reply.eof else msgspec.structs.replace(page, current=None))
         return page
 
     async def _ask(self, run: str, after: int, seen: int, wait: float) -> messages.LogLines:
@@ -140,10 +165,11 @@ class Feed:
         self._edge[run] = max(self._edge.get(run, 0), page.next)
         while len(self._edge) > 100:
             self._edge.pop(next(iter(self._edge)))
+        before = self._kept.pop((run, after), None)
         self._kept[run, after] = page
-        self._kept_bytes += len(page.event)
+        self._kept_bytes += _weight(page) - (_weight(before) if before else 0)
         while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= len(self._kept.popitem(last=False)[1].event)
+            self._kept_bytes -= _weight(self._kept.popitem(last=False)[1])
 
     async def _watch(self) -> None:
         """Keeps `status` as it is, for as long as the shim lives."""
@@ -174,6 +200,19 @@ class Feed:
         changed, self._changed = self._changed, None
         if changed is not None and not changed.done():
             changed.set_result(None)
+
+
+class _Asked:
+    """A page that is being read, and how many wait for it."""
+
+    def __init__(self, task: "asyncio.Task[Page]") -> None:
+        self.task = task
+        self.waiters = 0
+
+
+def _weight(page: Page) -> int:
+    """Bytes in memory, about."""
+    return len(page.event) + 400
 
 
 def _failed(task: asyncio.Task[messages.Runs]) -> bool:

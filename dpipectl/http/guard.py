@@ -7,7 +7,7 @@ point there (the Host is another one); and on an address that others reach, nobo
 The cookie is the time it was made at and a signature of it by the token, so it needs no memory and dies with
 the token.
 
-Known gap: no limit on guesses; a token has at least 16 characters, and each wrong one costs a moment.
+Known gap: no limit on guesses; a token has at least 16 characters.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 
 from msgspec import Struct
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dpipectl.http.answers import document
@@ -26,6 +26,8 @@ from dpipectl.http.answers import document
 COOKIE = "dpiped_session"
 SESSION_SECONDS = 30 * 86400
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+ELSEWHERE = frozenset(("cross-site", "same-site"))
+"""Values of Sec-Fetch-Site for a page of another origin."""
 LOCAL_NAMES = frozenset(("localhost", "ip6-localhost"))
 WRONG_HOST = "This server does not answer to that name (DIFFPIPE_HTTP_HOSTS)."
 WRONG_ORIGIN = "A page of another site may not ask for this."
@@ -61,13 +63,20 @@ class Guard:
         headers = Headers(scope=scope)
         if self._policy.check_host and not host_is_ours(headers.get("host", ""), self._policy.hosts):
             await document({"detail": WRONG_HOST}, 403)(scope, receive, send)
-        elif scope["method"] not in SAFE and not same_origin(headers):
+        elif not self._of_our_pages(scope["method"], headers):
             await document({"detail": WRONG_ORIGIN}, 403)(scope, receive, send)
         elif not self._may(scope, headers):
             answer = document({"detail": NO_TOKEN}, 401, {"www-authenticate": "Bearer"})
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _of_our_pages(self, method: str, headers: Headers) -> bool:
+        if method in SAFE:
+            # A link on another site may lead here; a picture or a script there may not ask for anything.
+            elsewhere = headers.get("sec-fetch-site") in ELSEWHERE
+            return not elsewhere or headers.get("sec-fetch-mode") == "navigate"
+        return same_origin(headers, self._policy.hosts)
 
     def _may(self, scope: Scope, headers: Headers) -> bool:
         token = self._policy.token
@@ -95,15 +104,22 @@ def host_is_ours(host: str, names: tuple[str, ...]) -> bool:
     return True
 
 
-def same_origin(headers: Headers) -> bool:
-    """Is it asked by no page at all, or by one from this server?"""
-    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        return False
+def same_origin(headers: Headers, names: tuple[str, ...] = ()) -> bool:
+    """Is it asked by no page at all, or by one from this server?
+
+    A browser says that itself (Sec-Fetch-Site, which no page can set), or else names the page's Origin: the
+    host that was asked, or one of `names`, for a proxy that does not pass the browser's Host on.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ELSEWHERE
     origin = headers.get("origin")
     if origin is None:
         return True
-    scheme, _, address = origin.partition("://")
-    return scheme in ("http", "https") and address.lower() == headers.get("host", "").lower()
+    scheme, _, address = origin.lower().partition("://")
+    named = {name.lower() for name in names} - {"*"}
+    ours = address == headers.get("host", "").lower() or address.partition(":")[0] in named
+    return scheme in ("http", "https") and ours
 
 
 def equal(given: str, token: str) -> bool:
@@ -130,8 +146,5 @@ def _signature(made: str, token: str) -> str:
 
 
 def _cookie(headers: Headers) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    """Cookies are shared by all ports of a host, so there may be any other beside it."""
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")

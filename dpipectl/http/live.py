@@ -18,6 +18,7 @@ Known gap: a browser opens six connections to one server over HTTP/1.1, so more 
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
@@ -83,7 +84,7 @@ async def events(request: Request) -> Response:
     """The stream. It ends after `seconds`, or never."""
     feed: Feed = request.app.state.feed
     metrics: Metrics = request.app.state.metrics
-    place = _place(request)
+    place = await _resolved(request, _place(request))
     tail = reading.whole(request, "tail", 0, LARGEST_TAIL, TAIL)
     seconds = reading.seconds(request, "seconds", LONGEST, None)
     if feed.followers >= FOLLOWERS:
@@ -106,6 +107,29 @@ def _place(request: Request) -> Place | None:
     return header or parameter or (Place(run, after or 0) if run is not None else None)
 
 
+async def _resolved(request: Request, place: Place | None) -> Place | None:
+    """The place in the run that is meant now: `last`, or a part of an id, would mean another some day.
+
+    None for a run that is not there (any more). Raises Problem (400) for a part that fits several.
+    """
+    daemon: Daemon = request.app.state.daemon
+    if place is None:
+        return None
+    try:
+        record = await daemon.ask(messages.ShowRun(place.run), messages.RunReply)
+    except Failed as error:
+        if error.error.code == "unknown_run":
+            return None
+        if error.error.code == "invalid":
+            raise answers.of_error(error) from error
+    except Unreachable:
+        # A browser that comes back while the daemon is away brings a whole id.
+        return place
+    else:
+        return Place(record.summary.id, place.after, place.over)
+    return place
+
+
 def _named(text: str | None, where: str, name: str) -> Place | None:
     """The place after that event. Raises Problem (422)."""
     if text is None:
@@ -125,6 +149,8 @@ class Follower:
         self._daemon = daemon
         self._feed = feed
         self._place = place
+        self._gone: set[str] = set()
+        """Runs that the status names and that are not there."""
         self._tail = tail
         self._until = time.monotonic() + seconds if seconds is not None else float("inf")
         self._said_state: State | None = None
@@ -141,32 +167,37 @@ class Follower:
                 yield each
             try:
                 found = await self._round(changed)
-            except Unreachable:
+            except (Unreachable, Failed) as error:
+                if isinstance(error, Failed) and error.error.code == "unknown_run":
+                    self._forget()
+                    continue
+                # The daemon is away, or has no time: the same again, a little later.
                 await asyncio.wait([changed], timeout=RETRY_EVERY)
                 continue
             for each in found:
                 yield each
 
+    def _forget(self) -> None:
+        """There is no such run (any more): on with the newest that is there."""
+        self._gone.add(self._place.run if self._place else self._feed.newest_run())
+        self._place = None
+
     def _is_over(self) -> bool:
         return self._feed.closing or time.monotonic() >= self._until
 
     async def _round(self, changed: "asyncio.Future[None]") -> list[bytes]:
-        """What comes next of the log; nothing if the status changed first. Raises Unreachable."""
+        """What comes next of the log; nothing if the status changed first. Raises Unreachable, Failed."""
         if self._place is None or self._place.over:
             if found := await self._next_run():
                 return found
             return await self._wait({changed})
-        page = self._feed.page(self._place.run, self._place.after, max(self._seen, self._place.after))
-        if not page.done():
+        place = self._place
+        kept = self._feed.kept(place.run, place.after)
+        if kept is not None:
+            return await self._events_of(kept)
+        with self._feed.page(place.run, place.after, max(self._seen, place.after)) as page:
             idle = await self._wait({changed, page})
-            if not page.done():
-                return idle
-        try:
-            return await self._events_of(page.result())
-        except Failed:
-            # There is no such run (any more): on with the newest.
-            self._place = None
-            return []
+            return await self._events_of(page.result()) if page.done() else idle
 
     async def _wait(self, futures: set[asyncio.Future[Any]]) -> list[bytes]:
         """Until one of them is done. If none was for a while, a sign of life."""
@@ -182,7 +213,9 @@ class Follower:
         if page.current is not None:
             found += self._current_event(page.current)
         if page.eof:
-            found += await self._end(self._place)
+            # What was read is said now; the end perhaps not before the daemon is there to tell it.
+            with contextlib.suppress(Unreachable):
+                found += await self._end(self._place)
         return found
 
     def _current_event(self, text: str) -> list[bytes]:
@@ -192,12 +225,15 @@ class Follower:
         return [event("current", text)]
 
     async def _end(self, place: Place) -> list[bytes]:
+        """Raises Unreachable while the daemon can't tell how the run ended."""
         try:
             record = await self._daemon.ask(messages.ShowRun(place.run), messages.RunReply)
             if not record.ended:
                 return []
             summary = record.summary
         except Failed as error:
+            if error.error.code != "run_damaged":
+                raise Unreachable(error.error.message) from error
             summary = messages.RunSummary(place.run, "damaged", 0.0, "", reason=error.error.message)
         self._place = Place(place.run, place.after, over=True)
         self._current, self._seen = "", 0
@@ -206,16 +242,13 @@ class Follower:
     async def _next_run(self) -> list[bytes]:
         """On to the oldest run after the one that is over; at first to the newest, with its tail."""
         after = self._place.run if self._place else ""
-        if self._feed.newest_run() <= after:
+        if self._feed.newest_run() <= after or self._feed.newest_run() in self._gone:
             return []
-        newer = [each for each in await self._feed.runs() if each.id > after]
+        newer = [each for each in await self._feed.runs() if each.id > after and each.id not in self._gone]
         if not newer:
             return []
-        if self._place is not None:
-            self._place = Place(newer[-1].id, 0)
-            return [event("run", newer[-1], f"{newer[-1].id}:0")]
-        chosen = newer[0]
-        if not self._tail:
+        chosen = newer[-1] if self._place is not None else newer[0]
+        if self._place is not None or not self._tail:
             self._place = Place(chosen.id, 0)
             return [event("run", chosen, f"{chosen.id}:0")]
         request = messages.ReadLog(chosen.id, limit=self._tail)

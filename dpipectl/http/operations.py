@@ -225,7 +225,7 @@ MORE = (
             ),
             Parameter("seconds", "End the stream after so long.", _seconds(live.LONGEST)),
         ),
-        errors=(422,),
+        errors=(400, 422),
     ),
     Operation(
         "GET",

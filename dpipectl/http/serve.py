@@ -9,6 +9,7 @@ Known gap: no TLS; a reverse proxy or an SSH tunnel does that.
 import argparse
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import os
 import signal
@@ -20,9 +21,9 @@ from typing import NoReturn
 
 import msgspec
 import uvicorn
+from starlette.applications import Starlette
 
 from dpipectl.http.app import PREFIX, create_app, standalone
-from dpipectl.http.feed import Feed
 from dpipectl.http.guard import Policy
 from dpiped.errors import SettingsError
 from dpiped.settings import AF_UNIX_PATH_LIMIT, HttpSettings, load_http, token_in
@@ -35,12 +36,15 @@ KEEP_ALIVE = 75
 
 def run(options: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT. Raises SettingsError."""
+    # The client has switched it off for the sake of its start; a server lives long.
+    gc.enable()
     settings = _settings(options)
     policy = Policy(settings.token, (*settings.hosts, *_own_name(settings)))
     app = create_app(policy)
     # Also before the server is there to be told.
     signal.signal(signal.SIGTERM, _leave)
     listening = _bind(settings)
+    made = _identity(settings.unix) if settings.unix else None
     config = uvicorn.Config(
         standalone(app),
         http="httptools",
@@ -58,11 +62,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"dpipectl serve: listening on {where}", flush=True)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_Server(config, app.state.feed).serve(sockets=[listening]))
+            runner.run(_Server(config, app).serve(sockets=[listening]))
     finally:
         if settings.unix:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(settings.unix)  # noqa: PTH108
+            _remove_own(settings.unix, made)
     return 0
 
 
@@ -74,9 +77,9 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 class _Server(uvicorn.Server):
     """Ends its streams when it is told to end, as they never end by themselves; and ends with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, feed: Feed) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
         super().__init__(config)
-        self._feed = feed
+        self._app = app
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -87,7 +90,9 @@ class _Server(uvicorn.Server):
         yield
 
     def _end(self) -> None:
-        self._feed.close()
+        self._app.state.feed.close()
+        # Whoever waits for the daemon is told that it can't be waited for any more.
+        self._app.state.daemon.close()
         # A second signal does not wait for answers on their way.
         self.force_exit = self.should_exit
         self.should_exit = True
@@ -165,6 +170,20 @@ def _bind_unix(path: str) -> socket.socket:
     finally:
         os.umask(before)
     return made
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove_own(path: str, made: tuple[int, int] | None) -> None:
+    """A successor may have put its own socket there meanwhile."""
+    if made is not None and _identity(path) == made:
+        os.unlink(path)  # noqa: PTH108
 
 
 def _remove_stale(path: str, name: str) -> None:

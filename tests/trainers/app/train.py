@@ -188,6 +188,12 @@ def bar(training: Training) -> None:
     training.train()
 
 
+def unfinished(training: Training) -> None:
+    training.prepare()
+    sys.stdout.write("last words")
+    sys.stdout.flush()
+
+
 def dies_at_once(training: Training) -> None:
     del training
     sys.exit(3)
@@ -218,6 +224,7 @@ BEHAVIOURS = {
         paced,
         bar,
         dies_at_once,
+        unfinished,
         early_end,
         launcher_killed,
     )
