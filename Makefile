@@ -10,8 +10,10 @@ SOURCES := $(shell find dpiped dpipectl -name '*.py')
 demo: $(VENV)/.project
 	$(BIN)/python -m tools.demo
 
+# Most tests wait more than they compute, so two at a time; those that measure come after them.
 test: $(VENV)/.project check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 check: $(VENV)/.project
 	$(BIN)/ruff check .

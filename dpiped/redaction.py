@@ -23,7 +23,7 @@ HIDDEN = "hidden-by-dpiped"
 FIELD = "monitoring.wandb_api_key"
 KEY = re.compile(r"[A-Za-z0-9_.:+/=-]{8,256}")
 KEY_TAKES = "takes 8 to 256 letters, digits and _.:+/=-"
-_BEFORE = r"""(?P<before>wandb_api_key["']?[ \t]*=[ \t]*)(?P<quote>\"{3}|'{3}|["'])"""
+_BEFORE = r"""(?P<before>wandb_api_key["']?[ \t]*=[ \t]*)(?P<quote>\"{3}|'{3}|\"(?!\"\")|'(?!''))"""
 _PLACE = re.compile(rf"{_BEFORE}(?:{HIDDEN})?(?P=quote)")
 _WRITTEN = re.compile(rf"{_BEFORE}{KEY.pattern}(?P=quote)")
 _COPIES = ("*.toml", "epoch*/*.toml", "step*/*.toml")
@@ -70,7 +70,11 @@ def hide(text: str) -> str:
 def insert(text: str, key: str) -> str:
     """The same training TOML with the key where `hide` took it out. Raises InvalidInput if it can't be."""
     filled = _PLACE.sub(rf"\g<before>\g<quote>{key}\g<quote>", text)
-    if key_in(tomllib.loads(filled)) != key or key in hide(filled):
+    try:
+        fits = key_in(tomllib.loads(filled)) == key and key not in hide(filled)
+    except ValueError:
+        fits = False
+    if not fits:
         raise InvalidInput(
             f"{FIELD}: the key can't be put in",
             field=FIELD,

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers import HERE, require
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.timeout(300)
 def test_the_demo_trains_shows_and_ends_by_itself_within_three_minutes(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def test_followers_that_are_gone_leave_nothing_behind(shim: Shim) -> None:
     assert "dpipe_http_followers" in metrics
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_two_hundred_followers_of_a_chatty_trainer_and_a_killed_shim(workspace: Workspace) -> None:
     workspace.start_daemon()

@@ -49,6 +49,7 @@ def bare() -> Iterator[int]:
         process.terminate()
 
 
+@pytest.mark.alone
 def test_logs_and_status_are_quick(shim: Shim, bare: int) -> None:
     workspace = shim.workspace
     run = workspace.start(workspace.config(steps=600, seconds_per_step=0.001))

@@ -129,6 +129,7 @@ def test_a_completed_service_config_is_not_trained_again_by_a_restart(workspace:
         supervised.close()
 
 
+@pytest.mark.alone
 def test_status_takes_at_most_seven_tenths_of_supervisorctl_status(supervised: Supervisord) -> None:
     workspace = supervised.workspace
     wait_until(workspace.answers, "the daemon answers")

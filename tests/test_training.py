@@ -25,7 +25,9 @@ pytestmark = pytest.mark.timeout(180)
 def real() -> Iterator[Workspace]:
     """A workspace with a daemon that finds the real launcher."""
     require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")
-    workspace = Workspace(DEEPSPEED_BIN=str(BIN / "deepspeed"), DS_ACCELERATOR="cpu")
+    # One thread a rank: tests run beside it.
+    one = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    workspace = Workspace(DEEPSPEED_BIN=str(BIN / "deepspeed"), **one)
     workspace.start_daemon()
     yield workspace
     workspace.close()

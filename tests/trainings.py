@@ -74,6 +74,8 @@ class Launcher:
         port = str(free_port())
         config = ["--deepspeed", "--config", str(training_toml), "--master_port", port, *arguments]
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        # Two trainings may run beside each other.
+        env["OMP_NUM_THREADS"] = "1"
         out_file = self._folder / f"{len(self._started)}.out"
         training = Training([], out_file)
         self._started.append(training)
