@@ -16,6 +16,7 @@ import pytest
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import SHARED, require, wait_until
 from tests.trainings import losses
+from tests.web import MODELS, Shim
 
 # The very first launch on a machine compiles a C++ part of DeepSpeed.
 pytestmark = pytest.mark.timeout(180)
@@ -144,3 +145,29 @@ def test_photographs_of_mixed_sizes_and_modes_train_as_a_data_set(real: Workspac
     assert list((train_dir / "samples").glob("*.png"))
     assert (train_dir / "epoch3/model.safetensors").stat().st_size > 0
     assert list(train_dir.glob("events.out.tfevents.*"))
+
+
+def test_a_form_over_http_trains_the_embedded_model(real: Workspace) -> None:
+    quick_config(real)
+    shim = Shim(real)
+    form = shim.form(
+        **dict.fromkeys(MODELS, ""),
+        model_type="dpiped",
+        dtype="float32",
+        dataset_path="example/data",
+        epochs=1,
+        save_every=1,
+        num_repeats=1,
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        resolutions_input="[32]",
+        warmup_steps=2,
+        learning_rate=1e-3,
+        optimizer_type="adamw",
+    )
+    assert shim.post("/train/check", form) == (200, {"ok": True, "findings": []})
+    assert shim.post("/train/start", form)[0] == 200
+    run = shim.get("/status")[1]["run"]["id"]
+    assert real.until_ended(run, 120)["outcome"] == "completed"
+    made = next((real.root / "outputs").glob("2*"))
+    assert len(losses(made)) > 10 and list(made.glob("epoch1/*.safetensors"))

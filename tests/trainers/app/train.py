@@ -50,6 +50,8 @@ class Training:
             # As wandb.login does: it takes a key of forty hexadecimal digits.
             key = monitoring["wandb_api_key"]
             say(f"wandb login: {'ok' if len(key) == 40 and int(key, 16) else 'refused'}")
+        while (hold := self.script.get("hold")) and not Path(hold).exists():
+            time.sleep(0.02)
         say("using video_clip_mode=single_beginning")
         say("caching latents: /data/set")
         time.sleep(self.script.get("caching_seconds", 0.0))
