@@ -9,6 +9,7 @@ Source of roots and rules: ControlPilot's contract.
 Known gap: as in `paths.py`, a path may be exchanged after the check.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def resolve(settings: Settings, field: str, text: str) -> Path:
     expanded = text if "\0" in text else expand(text)
     where = paths.confine(expanded, field, roots(settings, field), base, shown=text)
     asked = base / expanded
+    # What it leads to may be shorter than itself.
+    if len(os.fsencode(asked)) >= paths.LONGEST:
+        raise InvalidInput(f"{field} takes a path of at most {paths.LONGEST} bytes without NUL", field=field)
     return where if ".." in asked.parts else asked
 
 

@@ -113,10 +113,17 @@ def clean_copies(train_dir: Path) -> None:
 
     Raises OSError, InvalidInput.
     """
+    failed: OSError | InvalidInput | None = None
     for pattern in _COPIES:
         for file in train_dir.glob(pattern):
-            if file.is_file() and not file.is_symlink():
-                clean(file)
+            try:
+                if file.is_file() and not file.is_symlink():
+                    clean(file)
+            except (OSError, InvalidInput) as error:
+                # The others may be cleaned all the same.
+                failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def _says(text: str, data: dict[str, Any]) -> bool:

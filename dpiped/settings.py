@@ -241,17 +241,17 @@ def is_secret(name: str) -> bool:
 
 
 def expand(text: str, env: Mapping[str, str] = os.environ) -> str:
-    """A path with `~` and `$VAR` replaced, where the variable is a path or the user's name.
+    """A path with `~` and `$VAR` replaced, where the variable holds a path or a part of one.
 
-    The result may be shown to who sent the path; what else stands in the environment is none of his business.
+    The result may be shown to who sent the path; what is secret in the environment is none of his business.
     """
     import re
 
     def value(found: re.Match[str]) -> str:
         name = found["name"] or found["braced"]
         known = env.get(name, "")
-        shown = known.startswith("/") and not is_secret(name)
-        return known if shown or (known and name in ("USER", "LOGNAME")) else found.group()
+        secret = is_secret(name) or re.search(r"PASS|PWD|AUTH|CRED|URL|URI|DSN", name, re.IGNORECASE)
+        return known if re.fullmatch(r"[\w./-]+", known) and not secret else found.group()
 
     return os.path.expanduser(  # noqa: PTH111 - pathlib's raises for a user that does not exist
         re.sub(r"\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", value, text)

@@ -200,8 +200,8 @@ class Supervisor:
 
     def _look_for_the_last_time(self, live: LiveRun) -> None:
         try:
-            live.find_files()
             live.hide_key(over=True)
+            live.find_files()
         except Exception as error:  # whatever it finds, the run is over and has to be concluded
             log.exception("the files of run %s can't be looked at", live.id)
             self.notice(f"the files of run {live.id} can't be looked at: {error!r}")

@@ -398,6 +398,19 @@ def test_logs_are_the_newest_oldest_first_with_the_unterminated_line(workspace: 
     assert shim.get("/train/logs", pid=first["pid"])[1]["lines"] == lines
 
 
+def test_a_long_path_to_a_short_place_is_a_400(shim: Shim) -> None:
+    root = shim.workspace.root
+    (root / "models/m").mkdir(parents=True)
+    (root / "datasets/m").mkdir()
+    long = "x" * 200
+    (root / "models" / long).symlink_to("m")
+    (root / "datasets" / long).symlink_to("m")
+    rest = "/".join(["y" * 200] * 21)[: 4096 - len(str(root / "models" / long)) + 5]
+    for field, path in (("vae_path", f"models/{long}/{rest}"), ("dataset_path", f"{long}/{rest}")):
+        status, found = start(shim, **{field: path})
+        assert status == 400 and field in found["detail"]
+
+
 # "NUL bytes or over-long paths are a 400, never a 500"
 
 

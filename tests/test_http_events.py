@@ -1,5 +1,6 @@
 """Live events: nothing lost or repeated, whoever goes away."""
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from dpipectl.http.feed import Feed
+from dpipectl.http.live import Follower, Place
 from dpiped import messages
+from dpiped.errors import Unreachable
 from tests.harness import Workspace
 from tests.helpers import HERE, wait_until
 from tests.web import Events, Shim
@@ -246,3 +250,37 @@ def latencies_until(workspace: Workspace, over: Any) -> list[float]:
     wait_until(ask, "the end of the measurement", 60)
     client.close()
     return found
+
+
+class Away:
+    """A daemon that is gone when it is asked how a run ended."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def ask(self, request: Any, kind: Any, wait: float = 0.0) -> Any:
+        del kind
+        if isinstance(request, messages.ReadLog):
+            after = request.after or 0
+            return messages.LogLines(RUN, ("a", "b") if after == 0 else (), "", 4, 4, eof=True)
+        if isinstance(request, messages.Watch):
+            await asyncio.sleep(wait or 60)
+        self.asked += 1
+        raise Unreachable("away")
+
+
+RUN = "20260131-120000-000abcd"
+
+
+def test_while_the_end_can_not_be_told_the_lines_are_and_nothing_spins() -> None:
+    async def follow() -> tuple[bytes, int]:
+        daemon = Away()
+        feed = Feed(daemon)  # type: ignore[arg-type]
+        follower = Follower(daemon, feed, Place(RUN, 0), 0, 1.0)  # type: ignore[arg-type]
+        found = b"".join([each async for each in follower.stream()])
+        feed.close()
+        return found, daemon.asked
+
+    found, asked = asyncio.run(follow())
+    assert found.count(b"data: a\ndata: b\n\n") == 1 and b"event: end" not in found
+    assert 1 < asked < 20

@@ -89,10 +89,19 @@ def test_a_post_of_our_own_page_or_of_no_page_is_not(open_shim: Shim) -> None:
 
 def test_what_another_sites_page_includes_is_refused_and_its_links_are_not(open_shim: Shim) -> None:
     included = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    frame = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+    assert read(open_shim.client.get("/status", headers=frame))[0] == 403
     for path in ("/status", "/events", "/runs/last/log"):
         assert read(open_shim.client.get(path, headers=included))[0] == 403
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert read(open_shim.client.get("/status", headers=link))[0] == 200
+
+
+def test_another_port_of_the_same_address_is_another_site(workspace: Workspace) -> None:
+    workspace.start_daemon()
+    shim = Shim(workspace, DIFFPIPE_HTTP_HOST="localhost")
+    for origin in ("http://localhost:8888", "http://127.0.0.1:8888", "http://localhost"):
+        assert read(shim.client.post("/train/stop", headers={"origin": origin}))[0] == 403
 
 
 def test_a_proxy_may_change_the_host(locked_shim: Shim) -> None:

@@ -338,9 +338,10 @@ def test_the_settings_of_the_shim_and_their_defaults(tmp_path: Path) -> None:
 
 def test_a_path_is_expanded_but_no_secret_in_it() -> None:
     env = {"HOME": "/home/me", "DATA": "/data", "WANDB_API_KEY": "/secret", "DATABASE_URL": "db://me:pw@h"}
-    env |= {"DB_PASS": "hunter2", "USER": "ann"}
+    env |= {"DB_PASS": "hunter2", "USER": "ann", "MODEL": "a-b.c", "WORDS": "two words"}
     assert expand("$DATA/x/${DATA}", env) == "/data/x//data"
     assert expand("$NOT_SET/x/$", env) == "$NOT_SET/x/$"
     assert expand("$WANDB_API_KEY/${WANDB_API_KEY}", env) == "$WANDB_API_KEY/${WANDB_API_KEY}"
     assert expand("/home/$USER/$DB_PASS/$DATABASE_URL", env) == "/home/ann/$DB_PASS/$DATABASE_URL"
+    assert expand("models/${MODEL}/$WORDS", env) == "models/a-b.c/$WORDS"
     assert expand("a~b", env) == "a~b" and expand("~/x").endswith("/x") and "~" not in expand("~/x")

@@ -303,5 +303,12 @@ def test_files_that_are_none_of_ours_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     (tmp_path / "d.toml").symlink_to("/etc/hostname")
     redaction.clean_copies(tmp_path)
+    # One that can't be cleaned is said, and keeps no other from being cleaned.
+    (tmp_path / "e.toml").write_text("[monitoring]\nwandb_api_key = 'none'\n")
+    (tmp_path / "epoch1").mkdir()
+    (tmp_path / "epoch1/x.toml").write_text(toml())
+    with pytest.raises(InvalidInput):
+        redaction.clean_copies(tmp_path)
+    assert KEY not in (tmp_path / "epoch1/x.toml").read_text()
     assert {name: (tmp_path / name).read_bytes() for name in files} == files
     assert (tmp_path / "d.toml").is_symlink()

@@ -37,11 +37,13 @@ NO_TOKEN = "A token is needed: Authorization: Bearer ..., or log in."
 class Policy(Struct, frozen=True):
     """`token` None: everybody who reaches the server may ask. `hosts`: further names; `*` is any.
 
-    `check_host` is off where another application stands before this one and has checked it.
+    `own_name` is the name or address that the server was told to listen on. `check_host` is off where another
+    application stands before this one and has checked it.
     """
 
     token: str | None = None
     hosts: tuple[str, ...] = ()
+    own_name: str | None = None
     check_host: bool = True
 
     def __repr__(self) -> str:
@@ -61,7 +63,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if self._policy.check_host and not host_is_ours(headers.get("host", ""), self._policy.hosts):
+        names = (*self._policy.hosts, self._policy.own_name or "localhost")
+        if self._policy.check_host and not host_is_ours(headers.get("host", ""), names):
             await document({"detail": WRONG_HOST}, 403)(scope, receive, send)
         elif not self._of_our_pages(scope["method"], headers):
             await document({"detail": WRONG_ORIGIN}, 403)(scope, receive, send)
@@ -74,8 +77,10 @@ class Guard:
     def _of_our_pages(self, method: str, headers: Headers) -> bool:
         if method in SAFE:
             # A link on another site may lead here; a picture or a script there may not ask for anything.
-            elsewhere = headers.get("sec-fetch-site") in ELSEWHERE
-            return not elsewhere or headers.get("sec-fetch-mode") == "navigate"
+            if headers.get("sec-fetch-site") not in ELSEWHERE:
+                return True
+            kind = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest", "document")
+            return kind == ("navigate", "document")
         return same_origin(headers, self._policy.hosts)
 
     def _may(self, scope: Scope, headers: Headers) -> bool:

@@ -18,7 +18,6 @@ Known gap: a browser opens six connections to one server over HTTP/1.1, so more 
 """
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
@@ -48,6 +47,7 @@ KEEP_ALIVE = 15.0
 FOLLOWERS = 1000
 TOO_MANY = f"{FOLLOWERS} followers are served already"
 _ID = re.compile(rf"(?P<run>{RUN}):(?P<after>[0-9]{{1,18}})(?P<end>:end)?")
+_WHOLE_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{7}")
 BAD_ID = "takes the id of an event of this stream, RUN:CURSOR"
 
 
@@ -110,24 +110,22 @@ def _place(request: Request) -> Place | None:
 async def _resolved(request: Request, place: Place | None) -> Place | None:
     """The place in the run that is meant now: `last`, or a part of an id, would mean another some day.
 
-    None for a run that is not there (any more). Raises Problem (400) for a part that fits several.
+    None for a run that is not there (any more). Raises Problem for a part that fits several, and for what is
+    no whole id while the daemon can't say which one it is.
     """
     daemon: Daemon = request.app.state.daemon
     if place is None:
         return None
     try:
         record = await daemon.ask(messages.ShowRun(place.run), messages.RunReply)
-    except Failed as error:
-        if error.error.code == "unknown_run":
+    except (Failed, Unreachable) as error:
+        if isinstance(error, Failed) and error.error.code == "unknown_run":
             return None
-        if error.error.code == "invalid":
-            raise answers.of_error(error) from error
-    except Unreachable:
         # A browser that comes back while the daemon is away brings a whole id.
-        return place
-    else:
-        return Place(record.summary.id, place.after, place.over)
-    return place
+        if _WHOLE_ID.fullmatch(place.run):
+            return place
+        raise answers.of_error(error) from error
+    return Place(record.summary.id, place.after, place.over)
 
 
 def _named(text: str | None, where: str, name: str) -> Place | None:
@@ -213,9 +211,12 @@ class Follower:
         if page.current is not None:
             found += self._current_event(page.current)
         if page.eof:
-            # What was read is said now; the end perhaps not before the daemon is there to tell it.
-            with contextlib.suppress(Unreachable):
+            try:
                 found += await self._end(self._place)
+            except (Unreachable, Failed):
+                # What was read is said now, the end once the daemon is there to tell it.
+                if not found:
+                    raise
         return found
 
     def _current_event(self, text: str) -> list[bytes]:
@@ -225,7 +226,7 @@ class Follower:
         return [event("current", text)]
 
     async def _end(self, place: Place) -> list[bytes]:
-        """Raises Unreachable while the daemon can't tell how the run ended."""
+        """Raises Unreachable or Failed while the daemon can't tell how the run ended."""
         try:
             record = await self._daemon.ask(messages.ShowRun(place.run), messages.RunReply)
             if not record.ended:
@@ -233,7 +234,7 @@ class Follower:
             summary = record.summary
         except Failed as error:
             if error.error.code != "run_damaged":
-                raise Unreachable(error.error.message) from error
+                raise
             summary = messages.RunSummary(place.run, "damaged", 0.0, "", reason=error.error.message)
         self._place = Place(place.run, place.after, over=True)
         self._current, self._seen = "", 0

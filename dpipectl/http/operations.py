@@ -225,7 +225,7 @@ MORE = (
             ),
             Parameter("seconds", "End the stream after so long.", _seconds(live.LONGEST)),
         ),
-        errors=(400, 422),
+        errors=(400, 409, 422),
     ),
     Operation(
         "GET",

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     # The client has switched it off for the sake of its start; a server lives long.
     gc.enable()
     settings = _settings(options)
-    policy = Policy(settings.token, (*settings.hosts, *_own_name(settings)))
+    policy = Policy(settings.token, settings.hosts, None if settings.unix else settings.host)
     app = create_app(policy)
     # Also before the server is there to be told.
     signal.signal(signal.SIGTERM, _leave)
@@ -200,11 +200,6 @@ def _remove_stale(path: str, name: str) -> None:
             os.unlink(path)  # noqa: PTH108
             return
     raise SettingsError(f"{name}: another server listens on {path}", field=name)
-
-
-def _own_name(settings: HttpSettings) -> tuple[str, ...]:
-    """The name that it is told to listen on is a name of its own."""
-    return () if settings.unix else (settings.host,)
 
 
 def _shown(host: str) -> str:
