@@ -10,6 +10,7 @@ with its own default and two trainings on one machine would then fight over it.
 Known gap: the port is free when it is chosen, some seconds before the training listens on it.
 """
 
+import errno
 import os
 import random
 import secrets
@@ -22,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import dpiped
-from dpiped import arguments, checkpoints, configs, forms, paths, redaction, sources
+from dpiped import arguments, checkpoints, configs, forms, paths, redaction, rundir, sources
 from dpiped.configs import Config
 from dpiped.errors import InvalidInput, NotInstalled
 from dpiped.rundir import TRAINING_TOML, Spec
@@ -105,6 +106,25 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
         spec = replace(spec, source=same.source, digest=same.digest, form=same.form)
     files = configs.snapshot(config, run, run_dir, _key(config, source.key, environment))
     return Plan(spec, files, environment, run_dir, setup.publish, setup.warnings)
+
+
+def publish(plan: Plan) -> None:
+    """Writes a form's files where it asked for them; no key is in them. Raises InvalidInput.
+
+    The run's directory, which is not needed then, goes with the error.
+    """
+    try:
+        for path in plan.publish:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for path, data in plan.publish.items():
+            rundir.replace_file(path, data, 0o644)
+    except OSError as error:
+        shutil.rmtree(plan.run_dir, ignore_errors=True)
+        raise InvalidInput(
+            f"config_dir: the config files can't be written there: {error.strerror}", field="config_dir"
+        ) from error
 
 
 def _key(config: Config, key: str | None, environment: dict[str, str]) -> str | None:

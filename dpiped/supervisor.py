@@ -8,10 +8,8 @@ Known gap: a process in uninterruptible sleep can't be killed by anybody; the ru
 """
 
 import asyncio
-import errno
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -79,7 +77,7 @@ class Supervisor:
         actions = self.machine.feed(lifecycle.Start(run))
         try:
             rundir.create(plan.run_dir, plan.files, plan.spec)
-            _publish(plan)
+            launch.publish(plan)
         except BaseException as error:
             # Whatever went wrong, nothing was started.
             self.machine.feed(Ended(run))
@@ -326,25 +324,6 @@ DOES: dict[lifecycle.Rung, str] = {
     "term": "sent SIGTERM to all its processes",
     "kill": "sent SIGKILL to all its processes",
 }
-
-
-def _publish(plan: launch.Plan) -> None:
-    """Writes a form's files where it asked for them; no key is in them. Raises InvalidInput.
-
-    The run's directory, which is not needed then, goes with the error.
-    """
-    try:
-        for path in plan.publish:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        for path, data in plan.publish.items():
-            rundir.replace_file(path, data, 0o644)
-    except OSError as error:
-        shutil.rmtree(plan.run_dir, ignore_errors=True)
-        raise InvalidInput(
-            f"config_dir: the config files can't be written there: {error.strerror}", field="config_dir"
-        ) from error
 
 
 def _clear_signal_files(train_dir: Path) -> None:

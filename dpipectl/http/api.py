@@ -8,7 +8,6 @@ Known gap: one request at a time for a log page; following is `live.py`'s.
 
 import re
 from collections.abc import AsyncIterator
-from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -16,16 +15,13 @@ from starlette.responses import Response, StreamingResponse
 
 from dpipectl import forms
 from dpipectl.client import Failed
-from dpipectl.http import answers, reading
+from dpipectl.http import answers, asking, reading
 from dpipectl.http.answers import Problem, document
 from dpipectl.http.daemon import Daemon
 from dpiped import messages
 from dpiped.errors import DpipedError
-from dpiped.messages import AnyRequest
 
-_R = TypeVar("_R")
 RUN = r"[A-Za-z0-9._-]{1,128}"
-LAUNCH_WAIT = 90.0
 LARGEST_CURSOR = 1 << 60
 LARGEST_PAGE = 10_000
 
@@ -72,14 +68,14 @@ async def status(request: Request) -> Response:
     after = reading.whole(request, "after", -1, LARGEST_CURSOR, None)
     wait = reading.seconds(request, "wait", messages.LONGEST_WAIT, 0.0) or 0.0
     if after is None:
-        return document(await ask(request, messages.GetStatus(), messages.Status))
-    return document(await ask(request, messages.Watch(after, wait), messages.Status, wait))
+        return document(await asking.ask(request, messages.GetStatus(), messages.Status))
+    return document(await asking.ask(request, messages.Watch(after, wait), messages.Status, wait))
 
 
 async def health(request: Request) -> Response:
     """200 while the daemon answers, else 503."""
     try:
-        hello = await _daemon(request).ask(messages.Hello(), messages.Welcome)
+        hello = await asking.daemon(request).ask(messages.Hello(), messages.Welcome)
     except (DpipedError, Failed) as error:
         raise Problem(503, "dpiped does not answer") from error
     return document(Health("ok", hello.version))
@@ -87,27 +83,21 @@ async def health(request: Request) -> Response:
 
 async def defaults(request: Request) -> Response:
     """A form with every default filled in, and where its paths may lie."""
-    return document(await ask(request, messages.GetDefaults(), messages.Defaults))
+    return document(await asking.ask(request, messages.GetDefaults(), messages.Defaults))
 
 
 async def preview(request: Request) -> Response:
     """The two TOML texts that a form gives. Nothing is written."""
-    data, sent = await reading.body(request)
-    try:
-        form = forms.convert(data, ignore_unknown=True)
-    except DpipedError as error:
-        raise answers.of_error(error, sent) from error
-    return document(await ask(request, messages.Preview(form), messages.Previewed, sent=sent))
+    form, sent = await asking.form(request)
+    return document(await asking.ask(request, messages.Preview(form), messages.Previewed, sent=sent))
 
 
 async def check(request: Request) -> Response:
     """Everything that is wrong with a form, also what a start would find too late."""
-    data, sent = await reading.body(request)
-    try:
-        form = forms.convert(data, ignore_unknown=True)
-    except DpipedError as error:
-        raise answers.of_error(error, sent) from error
-    reply = await ask(request, messages.Validate(form=form), messages.Validated, LAUNCH_WAIT, sent)
+    form, sent = await asking.form(request)
+    reply = await asking.ask(
+        request, messages.Validate(form=form), messages.Validated, asking.LAUNCH_WAIT, sent
+    )
     findings = tuple(
         messages.FieldError(each.field, answers.without_paths(each.message, sent)) for each in reply.findings
     )
@@ -117,7 +107,7 @@ async def check(request: Request) -> Response:
 async def save(request: Request) -> Response:
     """A checkpoint now; 202 if it is not written within `wait` seconds."""
     wait = reading.seconds(request, "wait", messages.LONGEST_WAIT, 30.0) or 0.0
-    saved = await ask(request, messages.Save(wait=wait), messages.Saved, wait)
+    saved = await asking.ask(request, messages.Save(wait=wait), messages.Saved, wait)
     return document(saved, 200 if saved.checkpoint else 202)
 
 
@@ -137,7 +127,7 @@ async def resume(request: Request) -> Response:
         raise answers.of_fields([(field, takes.get(field, "is no field of a resume"))]) from error
     env = {"WANDB_API_KEY": wanted.wandb_api_key} if wanted.wandb_api_key else {}
     asked = messages.Resume(wanted.run, num_gpus=wanted.num_gpus, env=env)
-    reply = await ask(request, asked, messages.Started, LAUNCH_WAIT, sent)
+    reply = await asking.ask(request, asked, messages.Started, asking.LAUNCH_WAIT, sent)
     return document(Resumed("started", reply.run, reply.pid, reply.resumed_from))
 
 
@@ -145,12 +135,12 @@ async def runs(request: Request) -> Response:
     """The newest runs, newest first."""
     limit = reading.whole(request, "limit", 1, 10_000, 100)
     assert limit is not None
-    return document(await ask(request, messages.ListRuns(limit), messages.Runs))
+    return document(await asking.ask(request, messages.ListRuns(limit), messages.Runs))
 
 
 async def run(request: Request) -> Response:
     """All that is known of one run."""
-    return document(await ask(request, messages.ShowRun(_run(request)), messages.RunReply))
+    return document(await asking.ask(request, messages.ShowRun(_run(request)), messages.RunReply))
 
 
 async def lines(request: Request) -> Response:
@@ -159,26 +149,18 @@ async def lines(request: Request) -> Response:
     limit = reading.whole(request, "limit", 1, LARGEST_PAGE, 500)
     assert limit is not None
     asked = messages.ReadLog(_run(request), after=after, limit=limit)
-    return document(await ask(request, asked, messages.LogLines))
+    return document(await asking.ask(request, asked, messages.LogLines))
 
 
 async def log(request: Request) -> Response:
     """The whole log as it was printed, as a file."""
-    first = await ask(request, messages.ReadRaw(_run(request), after=0), messages.RawLog)
+    first = await asking.ask(request, messages.ReadRaw(_run(request), after=0), messages.RawLog)
     headers = {
         "content-disposition": f'attachment; filename="{first.run}.log"',
         "x-content-type-options": "nosniff",
     }
-    body = _bytes(_daemon(request), first)
+    body = _bytes(asking.daemon(request), first)
     return StreamingResponse(body, headers=headers, media_type="text/plain; charset=utf-8")
-
-
-async def ask(request: Request, asked: AnyRequest, kind: type[_R], wait: float = 0.0, sent: str = "") -> _R:
-    """The daemon's reply. Raises Problem."""
-    try:
-        return await _daemon(request).ask(asked, kind, wait)
-    except (DpipedError, Failed) as error:
-        raise answers.of_error(error, sent) from error
 
 
 async def _bytes(daemon: Daemon, page: messages.RawLog) -> AsyncIterator[bytes]:
@@ -194,8 +176,3 @@ def _run(request: Request) -> str:
     if not re.fullmatch(RUN, name):
         raise Problem(404, "there is no run of that name")
     return name
-
-
-def _daemon(request: Request) -> Daemon:
-    daemon: Daemon = request.app.state.daemon
-    return daemon

@@ -17,8 +17,9 @@ from starlette.responses import Response
 
 from dpipectl import forms
 from dpipectl.client import Failed
-from dpipectl.http import answers, reading
+from dpipectl.http import answers, asking, reading
 from dpipectl.http.answers import document
+from dpipectl.http.asking import ask
 from dpipectl.http.daemon import Daemon
 from dpiped import messages
 from dpiped.errors import DpipedError, Unreachable
@@ -31,7 +32,6 @@ LARGEST_PID = 10**18
 PIDS_END = (1 << 31) - 1
 STOP_WAIT = 60.0
 STOP_LONGEST = 900.0
-LAUNCH_WAIT = 90.0
 POLL = 2.0
 NOTHING = "No training process tracked."
 ANOTHER = "Process not found."
@@ -48,22 +48,17 @@ async def validate(request: Request) -> Response:
     if wrong:
         raise answers.of_fields(wrong)
     asked = messages.FindMissing({name: data[name] for name in MODELS})
-    try:
-        reply = await _daemon(request).ask(asked, messages.Missing)
-    except (DpipedError, Failed) as error:
-        raise answers.of_error(error, sent) from error
+    reply = await ask(request, asked, messages.Missing, sent=sent)
     return document({"ok": not reply.missing, "missing": reply.missing})
 
 
 async def start(request: Request) -> Response:
     """Writes the two config files and starts the training that they describe."""
-    data, sent = await reading.body(request)
-    try:
-        form = forms.convert(data, ignore_unknown=True)
-        reply = await _daemon(request).ask(messages.StartForm(form), messages.Started, LAUNCH_WAIT)
-    except (DpipedError, Failed) as error:
-        # A run that is active is a 400 here, as it always was.
-        raise answers.of_error(error, sent, refused=400) from error
+    form, sent = await asking.form(request)
+    # A run that is active is a 400 here, as it always was.
+    reply = await ask(
+        request, messages.StartForm(form), messages.Started, asking.LAUNCH_WAIT, sent, refused=400
+    )
     return document({"status": "started", "pid": reply.pid, "config": reply.written})
 
 
@@ -73,8 +68,8 @@ async def stop(request: Request) -> Response:
     how = reading.choice(request, "mode", ("save", "term", "kill"), "term")
     timeout = reading.seconds(request, "timeout", 86400, None)
     wait = reading.seconds(request, "wait", STOP_LONGEST, STOP_WAIT)
-    daemon = _daemon(request)
-    status = await _ask(daemon, messages.GetStatus(), messages.Status)
+    daemon = asking.daemon(request)
+    status = await ask(request, messages.GetStatus(), messages.Status)
     if status.run is None:
         return document({"status": "noop", "detail": NOTHING})
     if pid is not None and pid != status.run.pid:
@@ -103,7 +98,7 @@ async def logs(request: Request) -> Response:
     assert limit is not None
     if pid is not None and not 1 <= pid <= PIDS_END:
         return document({"pid": pid, "lines": ()})
-    daemon = _daemon(request)
+    daemon = asking.daemon(request)
     try:
         page = await daemon.ask(messages.ReadLog(pid=pid, limit=limit), messages.LogLines)
         lines = await _rest(daemon, page, limit)
@@ -145,15 +140,3 @@ async def _until_ended(daemon: Daemon, run: str, seconds: float) -> messages.Run
             raise answers.of_error(error) from error
         if time.monotonic() >= until:
             return None
-
-
-async def _ask(daemon: Daemon, request: messages.GetStatus, kind: type[messages.Status]) -> messages.Status:
-    try:
-        return await daemon.ask(request, kind)
-    except (DpipedError, Failed) as error:
-        raise answers.of_error(error) from error
-
-
-def _daemon(request: Request) -> Daemon:
-    daemon: Daemon = request.app.state.daemon
-    return daemon
