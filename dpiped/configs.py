@@ -152,7 +152,7 @@ def snapshot(config: Config, run: str, run_dir: Path, key: str | None = None) ->
         for quoted in (_basic_string(name), json.dumps(name), f"'{name}'", oldtoml.quoted(name)):
             text = text.replace(quoted, _basic_string(str(run_dir / file)))
     moved = {name: str(run_dir / file) for name, file in names.items()}
-    if not _says(text, _repointed(config.data, moved)):
+    if not oldtoml.says(text, _repointed(config.data, moved)):
         raise InvalidInput(
             f"{config.source}: the paths of `dataset` and `eval_datasets` can't be exchanged in this text",
             field="dataset",
@@ -311,11 +311,3 @@ def _repointed(data: dict[str, Any], moved: dict[str, str]) -> dict[str, Any]:
 def _basic_string(text: str) -> str:
     """A TOML basic string; JSON's escapes are a subset of TOML's for what a path may hold."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _says(text: str, data: dict[str, Any]) -> bool:
-    """Compared as text: there nan is nan, and 1 neither 1.0 nor true."""
-    try:
-        return repr(tomllib.loads(text)) == repr(data)
-    except tomllib.TOMLDecodeError:
-        return False

@@ -27,7 +27,7 @@ MODELS = ("transformer_path", "vae_path", "llm_path", "clip_path")
 
 
 def roots(settings: Settings, field: str) -> tuple[Path, ...]:
-    """What the field's path has to lie below; a relative one is taken from the first of `bases`."""
+    """What the field's path has to lie below."""
     if field in FOLDERS:
         return (settings.workspace / FOLDERS[field],)
     return settings.allowed_roots

@@ -44,12 +44,9 @@ FIELD_OF = {
     "output_dir": "output_dir",
     "dataset": "config_dir",
     "directory[0].path": "dataset_path",
-    "partition_method": "partition_method",
-    "video_clip_mode": "video_clip_mode",
     **{f"model.{name}": name for name in MODELS},
-    **{f"monitoring.{name}": name for name in ("wandb_run_name", "wandb_tracker_name")},
 }
-"""Keys of the two files whose value is a text of the form."""
+"""Keys of the two files whose value is a path of the form; other texts are checked before."""
 
 
 class Lists(Struct, frozen=True):

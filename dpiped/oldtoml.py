@@ -40,6 +40,14 @@ def misread(data: dict[str, Any]) -> list[str]:
     return wrong or list(data)
 
 
+def says(text: str, data: dict[str, Any]) -> bool:
+    """Does the text say this by the rules of TOML? Compared as text: nan is nan, 1 neither 1.0 nor true."""
+    try:
+        return repr(tomllib.loads(text)) == repr(data)
+    except ValueError:
+        return False
+
+
 def quoted(text: str) -> str:
     """The string as `write` writes it."""
     return f'"{"".join(map(_character, text))}"'

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from dpiped import rundir
+from dpiped import oldtoml, rundir
 from dpiped.errors import InvalidInput
 from dpiped.settings import is_secret
 
@@ -58,7 +58,7 @@ def hide(text: str) -> str:
     if key is not None:
         hidden = hidden.replace(key, HIDDEN)
         wanted = data | {"monitoring": data["monitoring"] | {"wandb_api_key": HIDDEN}}
-    if not _says(hidden, wanted):
+    if not oldtoml.says(hidden, wanted):
         raise InvalidInput(
             f"{FIELD}: the key can't be hidden in this file",
             field=FIELD,
@@ -124,10 +124,3 @@ def clean_copies(train_dir: Path) -> None:
                 failed = failed or error
     if failed is not None:
         raise failed
-
-
-def _says(text: str, data: dict[str, Any]) -> bool:
-    try:
-        return repr(tomllib.loads(text)) == repr(data)
-    except ValueError:
-        return False

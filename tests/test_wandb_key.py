@@ -118,16 +118,22 @@ def test_a_run_that_dies_at_once_leaves_no_key(workspace: Workspace) -> None:
     assert holders(workspace.root) == []
 
 
-def test_a_daemon_that_was_away_takes_it_out_of_the_copies_as_well(workspace: Workspace) -> None:
+def run_without_a_daemon(workspace: Workspace, **script: object) -> str:
+    """A run with the key, whose daemon was killed before the trainer had said anything."""
     hold = workspace.root / "hold"
-    script = {"hold": str(hold), "until": str(workspace.go), "copies": True}
-    workspace.env["SCRIPT"] = json.dumps(script)
+    hold.unlink(missing_ok=True)
+    workspace.env["SCRIPT"] = json.dumps(script | {"hold": str(hold)})
     workspace.start_daemon()
     shim = Shim(workspace)
     assert shim.post("/train/start", shim.form(**WANDB))[0] == 200
-    run = workspace.status()["run"]["id"]
+    run: str = workspace.status()["run"]["id"]
     workspace.kill_daemon()
     hold.touch()
+    return run
+
+
+def test_a_daemon_that_was_away_takes_it_out_of_the_copies_as_well(workspace: Workspace) -> None:
+    run = run_without_a_daemon(workspace, until=str(workspace.go), copies=True)
     saved = workspace.root / "outputs"
     wait_until(lambda: list(saved.glob("*/epoch1/training_config.toml")), "a saved epoch")
     # What train.py copies is as private as its original.
@@ -140,12 +146,8 @@ def test_a_daemon_that_was_away_takes_it_out_of_the_copies_as_well(workspace: Wo
     workspace.until_ended(run)
     # One that has ended before a daemon came is cleaned as well.
     workspace.go.unlink()
-    hold.unlink()
-    assert shim.post("/train/start", shim.form(**WANDB))[0] == 200
-    run = workspace.status()["run"]["id"]
-    workspace.kill_daemon()
-    workspace.go.touch()
-    hold.touch()
+    workspace.end_daemon()
+    run = run_without_a_daemon(workspace, steps=1, copies=True)
     workspace.until_gone(run)
     assert holders(workspace.root) != []
     workspace.start_daemon()
@@ -255,14 +257,7 @@ def test_on_a_full_disk_it_is_overwritten_where_it_stands(
 
 
 def test_a_damaged_run_loses_its_key(workspace: Workspace) -> None:
-    hold = workspace.root / "hold"
-    workspace.env["SCRIPT"] = json.dumps({"hold": str(hold), "steps": 1})
-    workspace.start_daemon()
-    shim = Shim(workspace)
-    assert shim.post("/train/start", shim.form(**WANDB))[0] == 200
-    run = workspace.status()["run"]["id"]
-    workspace.kill_daemon()
-    hold.touch()
+    run = run_without_a_daemon(workspace, steps=1)
     workspace.until_gone(run)
     assert holders(workspace.root) != []
     (workspace.runs_dir / run / "spec.json").write_text("{")

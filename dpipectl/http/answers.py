@@ -28,15 +28,12 @@ STATUS = {
     "refused": 409,
     "run_damaged": 409,
     "invalid_form": 422,
+    "not_installed": 500,
     "busy": 503,
     "unreachable": 503,
 }
-"""By the daemon's error code; anything else is a fault of the server, 500."""
-SERVER_FAULTS = {
-    "not_installed": None,
-    "launch_failed": "the training could not be launched; the daemon's log and the run's record say why",
-}
-"""What is said of them; None: the daemon's own words."""
+"""By the daemon's error code, whose words are repeated; anything else is a fault of the server, 500."""
+NOT_LAUNCHED = "the training could not be launched; the daemon's log and the run's record say why"
 INTERNAL = "internal error; the server's log says where"
 _PATH = re.compile(r"(?<![\w./~])/(?:[^\s'\"`:;,()]+/)*(?P<name>[^\s'\"`:;,()/]*)")
 
@@ -89,9 +86,7 @@ def of_error(error: DpipedError | Failed, sent: str = "", refused: int = STATUS[
     if said.code in STATUS:
         status = refused if said.code == "refused" else STATUS[said.code]
         return Problem(status, without_paths(said.message, sent))
-    if said.code in SERVER_FAULTS:
-        return Problem(500, SERVER_FAULTS[said.code] or without_paths(said.message, sent))
-    return Problem(500, INTERNAL)
+    return Problem(500, NOT_LAUNCHED if said.code == "launch_failed" else INTERNAL)
 
 
 def without_paths(text: str, sent: str = "") -> str:

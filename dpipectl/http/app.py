@@ -41,15 +41,16 @@ def create_app(
     `behind_another`: an application before this one has checked who asks, and for which host.
     """
     policy = policy or Policy(check_host=not behind_another)
-    metrics = Metrics()
+    daemon = Daemon(socket or socket_path())
+    metrics = Metrics(daemon)
     routes = [Route(each.path, _answering(each, metrics), methods=[each.method]) for each in ALL]
     routes.append(Route(DOCUMENT, _document, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.add_middleware(Guard, policy=policy, open_paths=frozenset(each.path for each in ALL if each.open))
     # A path is asked for as it is; a redirect would be no JSON.
     app.router.redirect_slashes = False
-    app.state.daemon = Daemon(socket or socket_path())
-    app.state.feed = Feed(app.state.daemon)
+    app.state.daemon = daemon
+    app.state.feed = Feed(daemon)
     app.state.metrics = metrics
     app.state.policy = policy
     return app

@@ -44,6 +44,11 @@ class Daemon:
         assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
         return reply
 
+    @property
+    def waiting(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._pending)
+
     def close(self) -> None:
         """Whoever waits is told that the daemon went away."""
         if self._socket is None or self._monitor is None:

@@ -43,11 +43,14 @@ FIGURES = {
 class Metrics:
     """The shim's own counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self._registry = CollectorRegistry()
         names = ("method", "path", "status")
         self.requests = Counter("dpipe_http_requests", "Requests answered", names, registry=self._registry)
         self.followers = Gauge("dpipe_http_followers", "Open event streams", registry=self._registry)
+        text = "Requests that the daemon has not answered yet"
+        waiting = Gauge("dpipe_http_daemon_requests", text, registry=self._registry)
+        waiting.set_function(lambda: daemon.waiting)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
