@@ -30,7 +30,7 @@ def test_status_waits_for_a_change(shim: Shim) -> None:
     status, found = shim.get("/status")
     assert status == 200 and found["state"] == "idle" and found["run"] is None
     assert shim.get("/status", after=found["revision"], wait=0.05)[1]["revision"] == found["revision"]
-    run = shim.workspace.start(shim.workspace.config())
+    run = shim.workspace.start(shim.workspace.config(until=str(shim.workspace.go)))
     changed = shim.get("/status", after=found["revision"], wait=10)[1]
     assert changed["revision"] != found["revision"]
     assert changed["run"]["id"] == run
@@ -79,7 +79,7 @@ def test_save_stop_with_a_checkpoint_and_resume(shim: Shim) -> None:
     workspace = shim.workspace
     assert shim.post("/train/save")[0] == 409
     assert shim.post("/train/resume", {})[0] == 404
-    run = workspace.start(workspace.config())
+    run = workspace.start(workspace.config(until=str(workspace.go)))
     workspace.until_step(2)
     status, saved = shim.post("/train/save")
     assert status == 200 and saved["checkpoint"].startswith("global_step")
@@ -157,7 +157,7 @@ def test_check_says_all_that_is_wrong(shim: Shim) -> None:
 
 def test_health_and_metrics_with_and_without_a_daemon(shim: Shim) -> None:
     assert shim.get("/health")[1]["status"] == "ok"
-    shim.workspace.start(shim.workspace.config())
+    shim.workspace.start(shim.workspace.config(until=str(shim.workspace.go)))
     shim.workspace.until_step(3)
     figures = metrics(shim)
     assert figures["dpiped_up"] == 1 and figures["dpiped_state{state=running}"] == 1
