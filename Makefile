@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find dpiped dpipectl -name '*.py')
+SOURCES := $(shell find dpiped dpipectl -name '*.py') $(wildcard dpipectl/http/static/*)
 
 .PHONY: demo test check bench quality docs clean
 

@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 
-from dpipectl.http import answers, openapi
+from dpipectl.http import answers, openapi, pages
 from dpipectl.http.answers import Problem, document
 from dpipectl.http.daemon import Daemon
 from dpipectl.http.feed import Feed
@@ -45,20 +45,29 @@ def create_app(
     metrics = Metrics(daemon)
     routes = [Route(each.path, _answering(each, metrics), methods=[each.method]) for each in ALL]
     routes.append(Route(DOCUMENT, _document, methods=["GET"]))
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    app.add_middleware(Guard, policy=policy, open_paths=frozenset(each.path for each in ALL if each.open))
+    page = pages.Pages()
+    files: list[BaseRoute] = [
+        Route(pages.ROOT, pages.index, methods=["GET"]),
+        Mount(pages.ASSETS, page),
+    ]
+    app = Starlette(routes=[*routes, *files], exception_handlers={HTTPException: _http_error})
+    open_paths = frozenset((pages.ROOT, *(each.path for each in ALL if each.open)))
+    app.add_middleware(Guard, policy=policy, open_paths=open_paths, open_folder=f"{pages.ASSETS}/")
     # A path is asked for as it is; a redirect would be no JSON.
     app.router.redirect_slashes = False
     app.state.daemon = daemon
     app.state.feed = Feed(daemon)
     app.state.metrics = metrics
     app.state.policy = policy
+    app.state.pages = page
     return app
 
 
 def standalone(app: Starlette) -> Starlette:
     """The application below its prefix, for a server of its own."""
-    outer = Starlette(routes=[Mount(PREFIX, app)], exception_handlers={HTTPException: _http_error})
+    to_page = [Route(path, _to_page, methods=["GET"]) for path in ("/", PREFIX)]
+    routes = [Mount(PREFIX, app), *to_page]
+    outer = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     outer.router.redirect_slashes = False
     return outer
 
@@ -86,6 +95,12 @@ def _answering(each: Operation, metrics: Metrics) -> Callable[[Request], Awaitab
 async def _document(request: Request) -> Response:
     policy: Policy = request.app.state.policy
     return document(openapi.make(request.scope.get("root_path", ""), policy.token is not None))
+
+
+async def _to_page(request: Request) -> Response:
+    """From the server's root, and from the prefix without its slash. Relative, for the sake of proxies."""
+    del request
+    return RedirectResponse(f"{PREFIX[1:]}/")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

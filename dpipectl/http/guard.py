@@ -51,12 +51,15 @@ class Policy(Struct, frozen=True):
 
 
 class Guard:
-    """ASGI middleware. Paths in `open_paths` need no token."""
+    """ASGI middleware. Paths in `open_paths`, and those below `open_folder`, need no token."""
 
-    def __init__(self, app: ASGIApp, policy: Policy, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, policy: Policy, open_paths: frozenset[str], open_folder: str | None = None
+    ) -> None:
         self._app = app
         self._policy = policy
         self._open = open_paths
+        self._open_folder = open_folder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,12 +88,15 @@ class Guard:
 
     def _may(self, scope: Scope, headers: Headers) -> bool:
         token = self._policy.token
-        if token is None or scope["path"].removeprefix(scope.get("root_path", "")) in self._open:
+        if token is None or self._is_open(scope["path"].removeprefix(scope.get("root_path", ""))):
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return equal(given.strip(), token)
         return is_session(_cookie(headers), token, time.time)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open or (self._open_folder is not None and path.startswith(self._open_folder))
 
 
 def host_is_ours(host: str, names: tuple[str, ...]) -> bool:

@@ -1,0 +1,310 @@
+// The form of a new training: made of the served schema and defaults, checked by the server, remembered here.
+import { attempt } from "./actions.js";
+import { get, post, Refusal } from "./api.js";
+import { choose, show, toast } from "./dialog.js";
+import { button, download, h, say } from "./dom.js";
+import { Field } from "./field.js";
+import { live } from "./live.js";
+import { forget, recall, remember } from "./memory.js";
+import { code } from "./run.js";
+import { T } from "./texts.js";
+
+const PAUSE = 500;
+const MODELS = ["transformer_path", "vae_path", "llm_path", "clip_path"];
+const EMBEDDED = "dpiped";
+/** Fields that mean something only while another one has a value. */
+const ONLY_IF = {
+  wandb_run_name: ["enable_wandb", true], wandb_tracker_name: ["enable_wandb", true], wandb_api_key: ["enable_wandb", true],
+  min_ar: ["enable_ar_bucket", true], max_ar: ["enable_ar_bucket", true], num_ar_buckets: ["enable_ar_bucket", true], ar_buckets: ["enable_ar_bucket", true],
+};
+
+export class Form {
+  name = T.views.form;
+  #fields = new Map();
+  #defaults = {};
+  #touched = new Set();
+  #all = false; // has everything been asked to be checked?
+  #timer = 0;
+  #check = 0;
+  #until = new AbortController();
+
+  constructor(from = null) {
+    this.title = h("h1", { tabindex: "-1" }, T.form.title);
+    this.busy = h("p", { class: "warning", hidden: true });
+    this.groups = h("div", { class: "groups" }, h("p", { class: "quiet" }, T.form.loading));
+    this.found = h("div", { class: "found", role: "alert" });
+    this.file = h("input", { type: "file", accept: ".json,.toml,application/json", class: "aside", tabindex: "-1", "aria-label": T.form.load });
+    this.file.addEventListener("change", () => void this.#load());
+    this.element = h("form", { class: "training", novalidate: true },
+      h("div", { class: "panel" }, this.title, h("p", { class: "quiet" }, T.form.intro), this.busy),
+      this.groups,
+      h("div", { class: "bottom" }, this.found, this.#buttons()));
+    this.element.addEventListener("submit", (event) => event.preventDefault());
+    const listen = (name) => live.addEventListener(name, () => this.#showBusy(), { signal: this.#until.signal });
+    listen("state");
+    this.#showBusy();
+    void this.#open(from);
+  }
+
+  close() {
+    this.#until.abort();
+    clearTimeout(this.#timer);
+  }
+
+  #buttons() {
+    this.startButton = button(T.form.start, () => this.#start(), { class: "primary" });
+    return h("div", { class: "actions" }, this.startButton,
+      button(T.form.check, () => this.#checkAll()),
+      button(T.form.preview, () => this.#preview()),
+      h("span", { class: "gap" }),
+      this.file,
+      button(T.form.load, () => this.file.click()),
+      button(T.form.saveJson, () => download(T.form.file("json"), `${JSON.stringify(this.#shareable(), null, 2)}\n`, "application/json")),
+      button(T.form.saveToml, () => this.#saveToml()),
+      button(T.form.reset, () => this.#reset()));
+  }
+
+  #showBusy() {
+    const active = live.state !== null && live.state.state !== "idle";
+    this.busy.hidden = !active;
+    say(this.busy, active ? T.form.busy : "");
+  }
+
+  // --- the fields
+
+  async #open(from) {
+    let schema;
+    try {
+      const [document_, defaults] = await Promise.all([get("openapi.json"), get("train/defaults")]);
+      schema = document_.components.schemas.Form.properties;
+      this.#defaults = defaults.form;
+      this.#build(schema, defaults.roots);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.groups.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
+      const again = () => (live.reachable && live.link === "open" ? void this.#open(from) : this.#onceBack(again));
+      this.#onceBack(again);
+      return;
+    }
+    this.#fill({ ...this.#defaults, ...recall("form", {}) });
+    if (from) await this.#fillFrom(from);
+  }
+
+  #onceBack(action) {
+    live.addEventListener("state", action, { once: true, signal: this.#until.signal });
+  }
+
+  #build(schema, roots) {
+    const groups = new Map();
+    for (const [name, property] of Object.entries(schema)) {
+      const field = new Field(name, property, { roots: roots[name], onChange: (changed) => this.#changed(changed) });
+      this.#fields.set(name, field);
+      const group = property["x-group"];
+      groups.set(group, [...(groups.get(group) ?? []), field.element]);
+    }
+    const order = T.form.groups.filter((group) => groups.has(group)).concat([...groups.keys()].filter((group) => !T.form.groups.includes(group)));
+    this.groups.replaceChildren(...order.map((group) =>
+      h("fieldset", { class: "panel", "data-group": group }, h("legend", {}, h("h2", {}, T.form.group(group))), h("div", { class: "fields" }, groups.get(group)))));
+  }
+
+  async #fillFrom(run) {
+    const wrong = await attempt(async () => {
+      const detail = await get(`runs/${run}`);
+      if (!detail.form) throw new Refusal(409, T.form.noForm(run));
+      this.#fill({ ...this.#defaults, ...detail.form, resume_from_checkpoint: false, wandb_api_key: null });
+      this.#remember();
+      toast(T.form.filled(run));
+    });
+    if (wrong) toast(wrong, "error");
+  }
+
+  #fill(values) {
+    for (const [name, field] of this.#fields) {
+      if (name in values) field.value = values[name];
+      field.wrong = null;
+    }
+    this.#touched.clear();
+    this.#all = false;
+    this.found.replaceChildren();
+    this.#relevance();
+  }
+
+  #values() {
+    return Object.fromEntries([...this.#fields].map(([name, field]) => [name, field.value]));
+  }
+
+  /** Without secrets. */
+  #shareable() {
+    return Object.fromEntries([...this.#fields].filter(([, field]) => !field.secret).map(([name, field]) => [name, field.value]));
+  }
+
+  #changed(field) {
+    this.#touched.add(field.name);
+    this.#remember();
+    this.#relevance();
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => void this.#checkQuietly(), PAUSE);
+  }
+
+  /** Only what differs from the defaults, so that a better default reaches who never touched it. */
+  #remember() {
+    const changed = Object.entries(this.#shareable()).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(this.#defaults[name]));
+    remember("form", Object.fromEntries(changed));
+  }
+
+  /** A field that has no meaning now is not shown, unless something is wrong with it. */
+  #relevance() {
+    const value = (name) => this.#fields.get(name)?.value;
+    for (const [name, field] of this.#fields) {
+      const rule = MODELS.includes(name) ? ["model_type", value("model_type") === EMBEDDED ? null : value("model_type")] : ONLY_IF[name];
+      field.element.hidden = rule !== undefined && value(rule[0]) !== rule[1] && !field.wrong;
+    }
+  }
+
+  // --- checking
+
+  /** [field, message] of everything that is wrong. Raises Refusal if that can't be found out. */
+  async #findings() {
+    try {
+      const { findings } = await post("train/check", this.#values());
+      return findings.map((each) => [each.field, each.message]);
+    } catch (error) {
+      if (error instanceof Refusal && error.status === 422) return error.fields;
+      throw error;
+    }
+  }
+
+  #place(findings, all) {
+    const wrong = new Map();
+    for (const [name, message] of findings) wrong.set(name, wrong.has(name) ? `${wrong.get(name)}; ${message}` : message);
+    for (const [name, field] of this.#fields) field.wrong = all || this.#touched.has(name) ? wrong.get(name) ?? null : null;
+    this.#relevance();
+    return findings.filter(([name]) => !this.#fields.has(name)).map(([, message]) => message);
+  }
+
+  /** While one types: only fields that were touched are told to be wrong. */
+  async #checkQuietly() {
+    const mine = (this.#check += 1);
+    try {
+      const findings = await this.#findings();
+      if (mine !== this.#check) return;
+      const elsewhere = this.#place(findings, this.#all);
+      if (this.#all) this.#summary(findings, elsewhere);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+    }
+  }
+
+  /** Checks everything, and shows it. True if nothing was found. */
+  async #checkAll(quietIfFine = false) {
+    clearTimeout(this.#timer);
+    this.#check += 1;
+    this.#all = true;
+    let findings;
+    try {
+      findings = await this.#findings();
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#say(error.message);
+      return false;
+    }
+    const elsewhere = this.#place(findings, true);
+    this.#summary(findings, elsewhere);
+    if (!findings.length && !quietIfFine) toast(T.form.fine);
+    if (findings.length) this.#firstWrong()?.input.focus();
+    return !findings.length;
+  }
+
+  #firstWrong() {
+    return [...this.#fields.values()].find((field) => field.wrong);
+  }
+
+  #say(text) {
+    this.found.replaceChildren(h("p", { class: "error" }, text));
+  }
+
+  #summary(findings, elsewhere) {
+    if (!findings.length) {
+      this.found.replaceChildren();
+      return;
+    }
+    const links = [...this.#fields.values()].filter((field) => field.wrong).map((field) =>
+      button(T.fieldName(field.name), () => field.input.focus(), { class: "link" }));
+    this.found.replaceChildren(h("p", { class: "error" }, T.form.wrong(findings.length), " ", links.flatMap((link, at) => (at ? [", ", link] : [link]))),
+      ...elsewhere.map((text) => h("p", { class: "error" }, text)));
+  }
+
+  // --- actions
+
+  async #start() {
+    if (!(await this.#checkAll(true)) && !(await this.#anyway())) return;
+    const wrong = await attempt(() => this.#launch());
+    if (wrong) this.#say(wrong);
+  }
+
+  async #launch() {
+    try {
+      await post("train/start", this.#values());
+    } catch (error) {
+      if (error instanceof Refusal && error.fields.length) {
+        const elsewhere = this.#place(error.fields, true);
+        this.#summary(error.fields, elsewhere);
+        this.#firstWrong()?.input.focus();
+        return;
+      }
+      throw error;
+    }
+    toast(T.form.started);
+    location.hash = "#/";
+  }
+
+  /** Missing model files are found, yet they may be there by the time they are read. */
+  async #anyway() {
+    const wrong = [...this.#fields.values()].filter((field) => field.wrong);
+    if (!wrong.length || wrong.some((field) => !MODELS.includes(field.name))) return false;
+    const list = h("ul", {}, wrong.map((field) => h("li", {}, `${T.fieldName(field.name)}: ${field.wrong}`)));
+    return (await choose(T.form.anywayTitle, [h("p", {}, T.form.anywayText), list], [["go", T.form.anyway, "danger"]])) !== null;
+  }
+
+  async #preview() {
+    try {
+      const files = await post("train/preview", this.#values());
+      await show(T.form.previewTitle, [code(files.training_path, files.training_toml), code(files.dataset_path, files.dataset_toml)]);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      if (error.fields.length) this.#summary(error.fields, this.#place(error.fields, true));
+      else this.#say(error.message);
+    }
+  }
+
+  async #saveToml() {
+    const wrong = await attempt(async () => {
+      const { toml } = await post("train/form", { text: JSON.stringify(this.#shareable()) });
+      download(T.form.file("toml"), toml, "application/toml");
+    });
+    if (wrong) toast(wrong, "error");
+  }
+
+  async #load() {
+    const [file] = this.file.files;
+    this.file.value = "";
+    if (!file) return;
+    const wrong = await attempt(async () => {
+      const { form, unknown, dropped } = await post("train/form", { text: await file.text() });
+      this.#fill({ ...this.#defaults, ...form });
+      this.#remember();
+      const notes = [T.form.loaded(file.name)];
+      if (unknown.length) notes.push(T.form.unknown(unknown.join(", ")));
+      if (dropped.length) notes.push(T.form.dropped(dropped.join(", ")));
+      toast(notes.join(" "), unknown.length ? "error" : "done");
+    });
+    if (wrong) toast(wrong, "error");
+    else await this.#checkAll(true);
+  }
+
+  async #reset() {
+    if ((await choose(T.form.resetTitle, h("p", {}, T.form.resetText), [["go", T.form.reset, "danger"]])) === null) return;
+    forget("form");
+    this.#fill(this.#defaults);
+  }
+}

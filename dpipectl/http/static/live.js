@@ -1,0 +1,117 @@
+// What goes on, as the server's live events tell it. One stream for the whole page; views listen to it.
+//
+// The id of the last event is the run and the cursor in its log. The browser sends it back when it connects again by
+// itself; where it gives up (a proxy's error, a log-out) we connect again with the same id. So nothing is lost
+// or told twice. What a view misses of the log before it listens, it reads by cursor.
+import { address, gate, get, Refusal } from "./api.js";
+
+const AGAIN = 1500;
+
+class Live extends EventTarget {
+  link = "connecting"; // connecting, open, lost
+  state = null; // the last `state` event of a daemon that answered
+  reachable = true; // does the daemon answer the server?
+  run = null; // the record of the run that the stream is at
+  progress = null; // of the active run
+  progressAt = 0; // when it came, in performance.now()
+  current = "";
+  cursor = null; // after the last line told, null while not known
+  #source = null;
+  #id = null;
+  #timer = 0;
+
+  start() {
+    clearTimeout(this.#timer);
+    this.#source?.close();
+    const query = this.#id ? { last_event_id: this.#id } : { tail: 1 };
+    const source = new EventSource(address("events", query));
+    this.#source = source;
+    source.onopen = () => this.#linked("open");
+    source.onerror = () => this.#failed(source);
+    const on = (name, take) =>
+      source.addEventListener(name, (event) => {
+        this.#id = event.lastEventId || this.#id;
+        take(event.data, event.lastEventId);
+      });
+    on("run", (data, id) => this.#run(JSON.parse(data), id));
+    on("log", (data, id) => this.#log(data, id));
+    on("current", (data) => this.#tell("current", (this.current = JSON.parse(data))));
+    on("state", (data) => this.#state(JSON.parse(data)));
+    on("progress", (data) => this.#progress(JSON.parse(data)));
+    on("end", (data) => this.#end(JSON.parse(data)));
+  }
+
+  /** Is that run the one whose lines come by? */
+  isAt(run) {
+    return this.run !== null && this.run.id === run;
+  }
+
+  #run(record, id) {
+    this.run = record;
+    this.current = "";
+    this.cursor = id.startsWith(`${record.id}:`) ? Number(id.split(":")[1]) : null;
+    this.#tell("run", record);
+  }
+
+  #log(data, id) {
+    const [run, to] = id.split(":");
+    const from = this.cursor;
+    this.cursor = Number(to);
+    this.current = "";
+    this.#tell("log", { run, from, to: this.cursor, lines: data.split("\n") });
+  }
+
+  #state(state) {
+    this.reachable = state.state !== "unreachable";
+    if (this.reachable) {
+      this.state = state;
+      if (state.run === null) this.progress = null;
+    }
+    this.#tell("state", this.state);
+  }
+
+  #progress(progress) {
+    this.progress = progress;
+    this.progressAt = performance.now();
+    this.#tell("progress", progress);
+  }
+
+  #end(record) {
+    this.current = "";
+    if (this.isAt(record.id)) this.run = record;
+    if (this.progress?.id === record.id) this.progress = null;
+    this.#tell("end", record);
+  }
+
+  #tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+
+  #linked(link) {
+    if (this.link === link) return;
+    this.link = link;
+    this.#tell("link", link);
+  }
+
+  #failed(source) {
+    if (source !== this.#source) return;
+    this.#linked("lost");
+    if (source.readyState !== EventSource.CLOSED) return;
+    // The browser does not try again by itself after an answer that is no stream.
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#again(), AGAIN);
+  }
+
+  async #again() {
+    try {
+      await get("status");
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      if (error.status === 401) return;
+    }
+    this.start();
+  }
+}
+
+export const live = new Live();
+gate.addEventListener("login", () => live.dispatchEvent(new Event("login")));

@@ -1,0 +1,292 @@
+// The log: a window of lines onto a file of any length, moved by cursors.
+//
+// It grows at either side by whole pages, and from live events only where they begin exactly at its end; else the missing
+// lines are read. So no line is lost or shown twice, whatever was away meanwhile.
+import { address, get, Refusal } from "./api.js";
+import { button, copy, h, say } from "./dom.js";
+import { count } from "./format.js";
+import { Lines } from "./lines.js";
+import { live } from "./live.js";
+import { recall, remember } from "./memory.js";
+import { Search } from "./search.js";
+import { T } from "./texts.js";
+
+const PAGE = 500;
+const KEPT = 2500; // lines in the window
+const MOST = 20_000; // while a selection has to be kept
+const NEAR = 600; // pixels from an edge at which more is read
+const AT_END = 30; // pixels
+const FAR = 4; // pages behind; further, it goes to the end at once
+
+export class Log {
+  known = 0; // the log is at least so long
+  following = true;
+  #pending = []; // live lines that are to be shown with the next frame
+  #pendingEnd = 0;
+  #frame = 0;
+  #reading = false;
+  #missed = 0;
+  #scrolled = 0;
+  #opened = false;
+  #until = new AbortController();
+
+  constructor(run, failure) {
+    this.run = run;
+    this.failure = failure;
+    this.lines = new Lines();
+    this.current = h("div", { class: "line now", hidden: true });
+    this.view = h("div", { class: "view", tabindex: "0", role: "region", "aria-label": T.log.region }, this.lines.element, this.current);
+    this.below = button("", () => this.toEnd(), { class: "below", hidden: true });
+    this.search = new Search(this);
+    this.said = h("span", { class: "quiet", role: "status" });
+    this.element = h("section", { class: "panel log", "aria-labelledby": "log-title" }, this.#head(), h("div", { class: "frame" }, this.view, this.below));
+    this.view.addEventListener("scroll", () => this.#onScroll(), { passive: true });
+    this.view.classList.toggle("wrap", recall("wrap", true));
+    const listen = (name, take) => live.addEventListener(name, (event) => take(event.detail), { signal: this.#until.signal });
+    listen("log", (told) => this.#told(told));
+    listen("current", (text) => live.isAt(this.run) && this.#showCurrent(text));
+    listen("end", (record) => record.id === this.run && this.#showCurrent(""));
+    // Opened while the daemon was away.
+    listen("state", () => !this.#opened && live.reachable && void this.toEnd());
+    void this.toEnd();
+  }
+
+  close() {
+    this.#until.abort();
+    cancelAnimationFrame(this.#frame);
+    this.search.close();
+  }
+
+  #head() {
+    const wrap = h("input", { type: "checkbox" });
+    wrap.checked = recall("wrap", true);
+    wrap.addEventListener("change", () => {
+      remember("wrap", wrap.checked);
+      this.view.classList.toggle("wrap", wrap.checked);
+      if (this.following) this.#scrollDown();
+    });
+    this.failureButton = button(T.log.failure, () => this.toFailure(), { hidden: !this.failure });
+    return h("div", { class: "head" },
+      h("h2", { id: "log-title" }, T.log.title),
+      this.search.element,
+      h("div", { class: "tools" },
+        this.failureButton,
+        button(T.log.begin, () => this.toBegin()),
+        button(T.log.end, () => this.toEnd()),
+        button(T.log.copy, () => this.#copy()),
+        h("a", { class: "button", href: address(`runs/${this.run}/log`).href, download: "" }, T.log.download),
+        h("label", { class: "tick" }, wrap, T.log.wrap),
+        this.said));
+  }
+
+  /** The run has failed, for the reason at that line {line, cursor}. */
+  setFailure(failure) {
+    this.failure = failure;
+    this.failureButton.hidden = !failure;
+  }
+
+  // --- where the window is
+
+  async toEnd() {
+    const page = await this.#read({ limit: PAGE });
+    if (!page) return;
+    this.following = true;
+    this.#replace(page);
+    this.known = Math.max(this.known, page.next);
+    this.#opened = true;
+    this.#showCurrent(page.current);
+    this.#scrollDown();
+    this.#showBelow();
+    // What was told while the page was on its way.
+    if (this.lines.end < this.known) void this.catchUp();
+  }
+
+  async toBegin() {
+    const page = await this.#read({ after: 0, limit: PAGE });
+    if (!page) return;
+    this.following = false;
+    this.#replace(page);
+    this.view.scrollTop = 0;
+    this.#showBelow();
+  }
+
+  toFailure() {
+    return this.failure ? this.toCursor(this.failure.cursor) : undefined;
+  }
+
+  /** Puts the line that begins at that cursor into the middle of the view, marked. */
+  async toCursor(cursor) {
+    this.following = false;
+    const before = cursor > 0 ? await this.#read({ before: cursor, limit: PAGE / 2 }) : { lines: [] };
+    const after = await this.#read({ after: cursor, limit: PAGE });
+    if (!before || !after) return;
+    this.#replace(...(before.lines.length ? [before] : []), after);
+    const line = this.lines.mark(after.first);
+    if (line) {
+      this.view.scrollTop = line.offsetTop - this.view.clientHeight / 2;
+      this.view.scrollLeft = 0;
+    }
+    this.#showBelow();
+  }
+
+  #replace(...pages) {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    this.#pending = [];
+    this.#missed = 0;
+    this.lines.replace(...pages.map(asPage));
+    this.#changed();
+  }
+
+  #changed() {
+    this.#scrolled = this.view.scrollTop;
+    this.search.changed();
+  }
+
+  // --- what is new
+
+  #told({ run, from, to, lines }) {
+    if (run !== this.run) return;
+    this.known = Math.max(this.known, to);
+    this.#showCurrent("");
+    const end = this.#pending.length ? this.#pendingEnd : this.lines.end;
+    if (to <= end) return;
+    if (!this.following) this.#missed += lines.length;
+    const full = !this.following && this.lines.count >= KEPT;
+    if (from !== end || full || this.#reading) {
+      if (this.following) void this.catchUp();
+      else this.#showBelow();
+      return;
+    }
+    this.#pending.push(...lines);
+    this.#pendingEnd = to;
+    this.#frame ||= requestAnimationFrame(() => this.#flush());
+  }
+
+  /** Shows what has come since the last frame. */
+  #flush() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    const lines = this.#pending;
+    this.#pending = [];
+    if (lines.length) this.#append({ first: this.lines.end, end: this.#pendingEnd, lines });
+  }
+
+  #append(page) {
+    this.lines.append(page);
+    if (this.following) this.#trim("first");
+    this.search.changed();
+    if (this.following) this.#scrollDown();
+    this.#showBelow();
+  }
+
+  /** Reads on from the window's end until there is nothing more; too far behind, it goes to the end instead. */
+  async catchUp() {
+    if (this.#reading) return;
+    this.#flush();
+    this.#reading = true;
+    let behind = true;
+    try {
+      for (let pages = 0; pages < FAR && behind; pages += 1) {
+        const page = await this.#read({ after: this.lines.end, limit: PAGE });
+        if (!page) return;
+        if (page.lines.length) this.#append(asPage(page));
+        this.known = Math.max(this.known, page.next);
+        this.#showCurrent(page.current);
+        behind = page.lines.length > 0 && this.lines.end < this.known;
+      }
+    } finally {
+      this.#reading = false;
+    }
+    if (behind && this.following) await this.toEnd();
+  }
+
+  #showCurrent(text) {
+    say(this.current, text);
+    this.current.hidden = !text || this.lines.end < this.known;
+    if (text && this.following) this.#scrollDown();
+  }
+
+  // --- scrolling
+
+  #scrollDown() {
+    this.view.scrollTop = this.view.scrollHeight;
+    this.#scrolled = this.view.scrollTop;
+  }
+
+  #onScroll() {
+    const { scrollTop, scrollHeight, clientHeight } = this.view;
+    const below = scrollHeight - scrollTop - clientHeight;
+    const up = scrollTop < this.#scrolled - 1;
+    this.#scrolled = scrollTop;
+    if (up && below >= AT_END) this.following = false;
+    else if (below < AT_END && this.lines.end >= this.known) this.following = true;
+    if (scrollTop < NEAR && this.lines.first > 0) void this.#more("before");
+    else if (below < NEAR && this.lines.end < this.known) void this.#more("after");
+    this.#showBelow();
+  }
+
+  /** Another page at one side; what is in view stays where it is. */
+  async #more(side) {
+    if (this.#reading) return;
+    this.#flush();
+    this.#reading = true;
+    try {
+      const page = await this.#read(side === "before" ? { before: this.lines.first, limit: PAGE } : { after: this.lines.end, limit: PAGE });
+      if (!page?.lines.length) return;
+      if (side === "before") {
+        const height = this.view.scrollHeight;
+        this.lines.prepend(asPage(page));
+        this.view.scrollTop += this.view.scrollHeight - height;
+        this.#trim("last");
+      } else {
+        this.lines.append(asPage(page));
+        this.known = Math.max(this.known, page.next);
+        this.#trim("first");
+      }
+      this.#changed();
+    } finally {
+      this.#reading = false;
+    }
+    this.#onScroll();
+  }
+
+  /** A selection is kept: while there is one, the window may grow. */
+  #trim(side) {
+    const height = this.view.scrollHeight;
+    this.lines.trim(side, this.selected() ? MOST : KEPT);
+    if (side === "first" && !this.following) this.view.scrollTop -= height - this.view.scrollHeight;
+  }
+
+  selected() {
+    const selection = getSelection();
+    return selection !== null && !selection.isCollapsed && this.view.contains(selection.anchorNode);
+  }
+
+  #showBelow() {
+    this.below.hidden = this.following;
+    if (this.following) this.#missed = 0;
+    say(this.below, this.#missed ? T.log.newLines(count(this.#missed)) : T.log.paused);
+  }
+
+  // --- the rest
+
+  async #read(query) {
+    try {
+      return await get(`runs/${this.run}/lines`, query, this.#until.signal);
+    } catch (error) {
+      if (error instanceof Refusal || error.name === "AbortError") return null;
+      throw error;
+    }
+  }
+
+  async #copy() {
+    const text = this.selected() ? String(getSelection()) : this.lines.text().join("\n");
+    const done = await copy(text);
+    say(this.said, done ? T.log.copied(count(text.split("\n").length)) : T.log.notCopied);
+  }
+}
+
+function asPage({ first, next, lines }) {
+  return { first, end: next, lines };
+}
