@@ -8,7 +8,7 @@ Known gap: a list reads a few small files per run each time; with many thousands
 
 from pathlib import Path
 
-from dpiped import checkpoints, logs, messages, rundir
+from dpiped import backwards, checkpoints, logs, messages, rundir
 from dpiped.errors import InvalidInput, RunDamaged, UnknownRun
 from dpiped.outcome import conclude
 from dpiped.progress import Progress
@@ -132,13 +132,21 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
 def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLines:
     """A page of a log that no longer grows."""
     upto, size = logs.extent(path)
-    after = request.after if request.after is not None else logs.tail_start(path, request.limit, upto)
-    page = logs.Page((), max(after, upto))
-    if after < upto:
-        page = logs.read_lines(path, after, request.limit, upto, messages.REPLY_BYTES)
+    page = _past_page(path, request, upto)
     eof = page.next >= upto
     current = logs.read_unfinished(path, upto, size) if eof else ""
-    return messages.LogLines(run, page.lines, current, page.next, size, eof, launcher_pid(path.parent))
+    pid = launcher_pid(path.parent)
+    return messages.LogLines(run, page.lines, current, page.next, size, eof, pid, page.first)
+
+
+def _past_page(path: Path, request: messages.ReadLog, upto: int) -> logs.Page:
+    limit, most = request.limit, messages.REPLY_BYTES
+    if request.before is not None:
+        return backwards.lines_before(path, min(request.before, upto), limit, most)
+    after = request.after if request.after is not None else logs.tail_start(path, limit, upto)
+    if after >= upto:
+        return logs.Page((), after, after)
+    return logs.read_lines(path, after, limit, upto, most)
 
 
 def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:

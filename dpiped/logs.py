@@ -12,7 +12,7 @@ Known gap: a log that is truncated while it is followed is read on from its new 
 
 import os
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from itertools import islice
 from pathlib import Path
@@ -35,9 +35,10 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Page(Struct, frozen=True):
-    """`lines` as shown, `next` the offset after the last of them."""
+    """`lines` as shown, from offset `first` up to `next`; both are the same where there are none."""
 
     lines: tuple[str, ...]
+    first: int
     next: int
 
 
@@ -174,13 +175,34 @@ class Ring:
             max_bytes -= len(raw) + 1
         last = first + len(raws)
         lines = tuple(shown_all(b"\n".join(raws))) if raws else ()
-        return Page(lines, self._lines[last][0] if last < len(self._lines) else self.next)
+        return Page(lines, self._start(first), self._start(last))
+
+    def page_before(self, before: int, limit: int, max_bytes: int) -> Page | None:
+        """The last `limit` lines that end at `before` or earlier; None if some are older than the ring.
+
+        `before` is at most `next`. Too many bytes are left out at the front.
+        """
+        starts = self._starts()
+        # A line ends where the next one begins.
+        last = bisect_right([*starts, self.next], before) - 1
+        if last < 0 or (last < limit and self.first > 0):
+            return None
+        first = last
+        while first > max(last - limit, 0) and max_bytes > 0:
+            first -= 1
+            max_bytes -= len(self._lines[first][1]) + 1
+        raws = [raw for _, raw in islice(self._lines, first, last)]
+        lines = tuple(shown_all(b"\n".join(raws))) if raws else ()
+        return Page(lines, self._start(first), self._start(last))
 
     def tail_start(self, limit: int) -> int | None:
         """Offset of the last `limit` lines; None if the ring holds fewer and older ones exist."""
         if limit <= len(self._lines):
             return self._lines[-limit][0]
         return self.first if self.first == 0 else None
+
+    def _start(self, index: int) -> int:
+        return self._lines[index][0] if index < len(self._lines) else self.next
 
     def _starts(self) -> list[int]:
         return [start for start, _ in self._lines]
@@ -197,7 +219,7 @@ def extent(path: Path) -> tuple[int, int]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            return _line_start_before(file.fileno(), size, 0), size
+            return line_start_before(file.fileno(), size, 0), size
     except FileNotFoundError:
         return 0, 0
 
@@ -206,7 +228,7 @@ def read_lines(path: Path, after: int, limit: int, upto: int, max_bytes: int) ->
     """Up to `limit` whole lines between the offsets `after` and `upto`, at most about `max_bytes` of them."""
     block = _whole_lines(path, after, limit, min(upto, after + max_bytes))
     if block:
-        return Page(tuple(shown_all(block[:-1])), after + len(block))
+        return Page(tuple(shown_all(block[:-1])), after, after + len(block))
     return _read_long_lines(path, after, limit, upto, max_bytes)
 
 
@@ -243,7 +265,7 @@ def _read_long_lines(path: Path, after: int, limit: int, upto: int, max_bytes: i
             position += length
             max_bytes -= min(length, LINE_LIMIT)
             lines.append(shown(raw.removesuffix(b"\n")))
-    return Page(tuple(lines), position)
+    return Page(tuple(lines), after, position)
 
 
 def read_unfinished(path: Path, start: int, end: int) -> str:
@@ -261,7 +283,7 @@ def tail_start(path: Path, limit: int, upto: int) -> int:
         return upto
     try:
         with path.open("rb") as file:
-            return _line_start_before(file.fileno(), upto - 1, limit - 1)
+            return line_start_before(file.fileno(), upto - 1, limit - 1)
     except FileNotFoundError:
         return 0
 
@@ -276,7 +298,7 @@ def read_bytes(path: Path, after: int, upto: int, max_bytes: int) -> bytes:
         return b""
 
 
-def _line_start_before(fd: int, end: int, skip: int) -> int:
+def line_start_before(fd: int, end: int, skip: int) -> int:
     """Offset after the `skip` + 1st line end counted backwards from `end`; 0 if there are fewer."""
     while end > 0:
         begin = max(end - CHUNK, 0)

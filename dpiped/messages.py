@@ -164,11 +164,12 @@ class ShowRun(Request, frozen=True, tag="show"):
 
 
 class ReadLog(Request, frozen=True, tag="log"):
-    """Lines of a run's log after the cursor.
+    """Lines of a run's log after the cursor, or before one.
 
     `after` is a byte offset in `output.log`; without it, the last `limit` lines. Answered as soon as
     there is a line after it or the log is longer than `seen` bytes (default: `after`), or after `wait`
-    seconds. `pid` instead of `run`: the newest run with that launcher.
+    seconds. `before` instead of `after`: the last `limit` whole lines that end there or earlier, for
+    reading backwards. `pid` instead of `run`: the newest run with that launcher.
     """
 
     run: RunName | None = None
@@ -177,6 +178,7 @@ class ReadLog(Request, frozen=True, tag="log"):
     limit: Annotated[int, Meta(ge=1, le=100_000)] = 500
     seen: Offset | None = None
     wait: Wait = 0.0
+    before: Offset | None = None
 
 
 class ReadRaw(Request, frozen=True, tag="raw"):
@@ -389,8 +391,9 @@ class RunReply(Reply, frozen=True, tag="run"):
 class LogLines(Reply, frozen=True, tag="lines"):
     """`lines` without line ends, as a terminal would show them; `current` is the unfinished last line.
 
-    `next` is the cursor after the last line given, `end` the log's length seen so far, `eof` true when
-    the run is over and nothing follows. `pid` is the launcher's.
+    `first` is the cursor of the first line given and `next` the one after the last (the same if there are
+    none), `end` the log's length seen so far, `eof` true when the run is over and nothing follows. `pid` is
+    the launcher's.
     """
 
     run: str
@@ -400,6 +403,7 @@ class LogLines(Reply, frozen=True, tag="lines"):
     end: int
     eof: bool
     pid: int | None = None
+    first: int = 0
 
 
 class RawLog(Reply, frozen=True, tag="bytes"):

@@ -17,8 +17,8 @@ from dpiped import (
     form_paths,
     history,
     lifecycle,
-    logs,
     messages,
+    named,
     resume,
     rundir,
     saving,
@@ -28,7 +28,7 @@ from dpiped import (
 )
 from dpiped.ending import REQUESTED
 from dpiped.errors import DpipedError, InvalidForm, InvalidInput, Refused
-from dpiped.live import LiveRun
+from dpiped.log_verbs import LogVerbs
 from dpiped.messages import AnyReply, AnyRequest
 from dpiped.sources import Wanted
 from dpiped.supervisor import NOTHING_RUNNING, Supervisor
@@ -47,6 +47,7 @@ class Verbs:
         self._settings = supervisor.settings
         self._tensorboard = tensorboard
         self._on_reload = on_reload
+        self._logs = LogVerbs(supervisor)
         self._started_at = time.time()
 
     async def answer(self, request: AnyRequest) -> AnyReply:
@@ -83,7 +84,7 @@ class Verbs:
             case messages.Resume():
                 return await self._resume(request)
             case messages.Stop():
-                if request.run is not None and self._live(request.run) is None:
+                if request.run is not None and named.active(self._supervisor, request.run) is None:
                     raise Refused(NOTHING_RUNNING)
                 return await self._supervisor.stop(request.how, request.timeout, REQUESTED)
             case messages.Save():
@@ -95,9 +96,9 @@ class Verbs:
             case messages.ShowRun():
                 return self._detail(history.resolve(self._supervisor.runs, request.run))
             case messages.ReadLog():
-                return await self._log(request)
+                return await self._logs.lines(request)
             case messages.ReadRaw():
-                return await self._raw(request)
+                return await self._logs.raw(request)
             case messages.Reload():
                 self._on_reload()
                 return messages.Reloading(os.getpid(), self._started_at)
@@ -152,88 +153,23 @@ class Verbs:
         return messages.Saved(live.id, checkpoint, token)
 
     async def _wait(self, request: messages.WaitRun) -> AnyReply:
-        run = self._run_id(request.run)
-        await self._supervisor.wait_until(lambda: self._live(run) is None, request.wait)
+        run = named.run_id(self._supervisor, request.run)
+        await self._supervisor.wait_until(lambda: named.active(self._supervisor, run) is None, request.wait)
         return self._detail(run)
 
     def _runs(self, request: messages.ListRuns) -> AnyReply:
         runs = self._supervisor.runs
         names = rundir.names(runs)[: request.limit]
-        found = (history.summary(runs, name, active=self._live(name) is not None) for name in names)
+        found = (
+            history.summary(runs, name, active=named.active(self._supervisor, name) is not None)
+            for name in names
+        )
         return messages.Runs(tuple(found))
 
     def _detail(self, run: str) -> messages.RunReply:
-        return history.detail(self._supervisor.runs, run, active=self._live(run) is not None)
-
-    async def _log(self, request: messages.ReadLog) -> AnyReply:
-        run = self._log_run(request)
-        path = self._supervisor.runs / run / rundir.LOG
-        seen = request.seen if request.seen is not None else request.after
-        if seen is not None:
-            await self._supervisor.wait_until(
-                lambda: self._grown(run, seen) or self._has_lines(run, request.after), request.wait
-            )
-        live = self._live(run)
-        if live is None:
-            return history.read_log(run, path, request)
-        page = self._live_page(live, request, path)
-        current = live.ring.current if page.next >= live.ring.next else ""
-        pid = live.launched.child.pid if live.launched else None
-        return messages.LogLines(run, page.lines, current, page.next, live.ring.end, False, pid)
-
-    async def _raw(self, request: messages.ReadRaw) -> AnyReply:
-        run = self._run_id(request.run)
-        path = self._supervisor.runs / run / rundir.LOG
-        if request.after is not None:
-            await self._supervisor.wait_until(lambda: self._grown(run, request.after or 0), request.wait)
-        live = self._live(run)
-        upto, size = (live.ring.next, live.ring.end) if live else logs.extent(path)
-        after = request.after
-        if after is None:
-            after = 0 if request.tail is None else logs.tail_start(path, request.tail, upto)
-        data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
-        after = min(after, size) + len(data)
-        return messages.RawLog(run, data, after, eof=live is None and after >= size)
-
-    def _live_page(self, live: LiveRun, request: messages.ReadLog, path: Path) -> logs.Page:
-        """From the ring if it reaches back so far, else from the file, never past what the ring knows."""
-        ring = live.ring
-        after = request.after
-        if after is None:
-            after = ring.tail_start(request.limit)
-            if after is None:
-                after = logs.tail_start(path, request.limit, ring.next)
-        if after >= ring.next:
-            return logs.Page((), after)
-        page = ring.page(after, request.limit, messages.REPLY_BYTES)
-        return page or logs.read_lines(path, after, request.limit, ring.next, messages.REPLY_BYTES)
-
-    def _grown(self, run: str, seen: int) -> bool:
-        live = self._live(run)
-        return live is None or live.ring.end > seen
-
-    def _has_lines(self, run: str, after: int | None) -> bool:
-        """A follower that is behind must not wait for the log to grow."""
-        live = self._live(run)
-        return live is not None and after is not None and live.ring.next > after
-
-    def _live(self, run: str) -> LiveRun | None:
-        live = self._supervisor.live
-        return live if live is not None and live.id == run else None
-
-    def _log_run(self, request: messages.ReadLog) -> str:
-        if request.pid is None:
-            return self._run_id(request.run)
-        live = self._supervisor.live
-        if live is not None and live.launched is not None and live.launched.child.pid == request.pid:
-            return live.id
-        return history.by_pid(self._supervisor.runs, request.pid)
-
-    def _run_id(self, name: str | None) -> str:
-        """The run meant: by name, or the active one, or the last one. Raises UnknownRun."""
-        if name is None and self._supervisor.live is not None:
-            return self._supervisor.live.id
-        return history.resolve(self._supervisor.runs, name or history.LAST)
+        return history.detail(
+            self._supervisor.runs, run, active=named.active(self._supervisor, run) is not None
+        )
 
 
 def _wanted(request: messages.Start | messages.StartForm | messages.Validate) -> Wanted:

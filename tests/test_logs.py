@@ -45,7 +45,7 @@ class Model(Struct, frozen=True):
         """The lines that begin at `after` or later."""
         found = [(start, raw) for start, raw in self.lines if start >= after][:limit]
         position = found[-1][0] + len(found[-1][1]) + 1 if found else after
-        return Page(tuple(shown(raw) for _, raw in found), position)
+        return Page(tuple(shown(raw) for _, raw in found), found[0][0] if found else position, position)
 
     def tail_start(self, limit: int) -> int:
         return ([*self.starts, self.next])[-limit - 1] if limit < len(self.lines) else 0
@@ -270,7 +270,7 @@ def test_a_file_that_shrank_ends_the_page(tmp_path: Path, left: bytes) -> None:
 def test_an_empty_ring() -> None:
     ring = Ring(5, 100)
     assert (len(ring), ring.first, ring.next, ring.end, ring.current) == (0, 0, 0, 0, "")
-    assert ring.page(0, 5, 100) == Page((), 0)
+    assert ring.page(0, 5, 100) == ring.page_before(0, 5, 100) == Page((), 0, 0)
     assert ring.tail_start(5) == 0
 
 

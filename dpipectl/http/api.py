@@ -144,11 +144,14 @@ async def run(request: Request) -> Response:
 
 
 async def lines(request: Request) -> Response:
-    """Lines of a run's log after a cursor; without one, the last `limit` lines."""
+    """Lines of a run's log after a cursor, or before one; without one, the last `limit` lines."""
     after = reading.whole(request, "after", 0, LARGEST_CURSOR, None)
+    before = reading.whole(request, "before", 0, LARGEST_CURSOR, None)
+    if after is not None and before is not None:
+        raise answers.unfit([(("query", "before"), "before is not taken together with after", "value_error")])
     limit = reading.whole(request, "limit", 1, LARGEST_PAGE, 500)
     assert limit is not None
-    asked = messages.ReadLog(_run(request), after=after, limit=limit)
+    asked = messages.ReadLog(_run(request), after=after, before=before, limit=limit)
     return document(await asking.ask(request, asked, messages.LogLines))
 
 

@@ -252,9 +252,18 @@ MORE = (
         "/runs/{run}/lines",
         "lines",
         api.lines,
-        "Lines of a run's log after a cursor; without one, the last `limit` lines.",
-        {200: Answer("The lines, and the cursor after them.", messages.LogLines)},
-        (RUN_PATH, CURSOR, Parameter("limit", "How many lines at most.", _whole(1, api.LARGEST_PAGE, 500))),
+        "Lines of a run's log after a cursor, or before one; without one, the last `limit` lines.",
+        {200: Answer("The lines, and the cursors before and after them.", messages.LogLines)},
+        (
+            RUN_PATH,
+            CURSOR,
+            Parameter(
+                "before",
+                "A cursor: the last whole lines that end there or earlier. Not together with `after`.",
+                _whole(0, api.LARGEST_CURSOR),
+            ),
+            Parameter("limit", "How many lines at most.", _whole(1, api.LARGEST_PAGE, 500)),
+        ),
         errors=(400, 404, 422),
     ),
     Operation(

@@ -1,0 +1,109 @@
+"""Pages of a log backwards: from the ring and from the file, against the lines that paging forwards gives."""
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpiped import backwards, logs
+from dpiped.logs import Page
+from tests.harness import Workspace
+from tests.test_logs import CALM, PIECES, PLENTY, TEXTS, file_of, model_of, ring_of
+from tests.web import Shim
+
+
+def forwards(path: Path, upto: int, most: int) -> list[str]:
+    read: list[str] = []
+    after = 0
+    while after < upto:
+        page = logs.read_lines(path, after, 100, upto, most)
+        read += page.lines
+        after = page.next
+    return read
+
+
+@CALM
+@given(TEXTS, PIECES, st.integers(1, 6), st.integers(1, 40), st.integers(1, 6))
+def test_pages_backwards_are_those_forwards_and_tile_the_file(
+    data: bytes, pieces: list[int], limit: int, most: int, kept: int
+) -> None:
+    ring, model = ring_of(data, pieces, kept), model_of(data)
+    with file_of(data) as path:
+        expected = forwards(path, model.next, PLENTY)
+        for from_ring in (True, False):
+            read: list[str] = []
+            before = model.next
+            while before > 0:
+                page = ring.page_before(before, limit, most) if from_ring else None
+                page = page or backwards.lines_before(path, before, limit, most)
+                assert page.next == before and 0 < len(page.lines) <= limit
+                starts = [*model.starts, model.next]
+                assert starts.index(before) - starts.index(page.first) == len(page.lines)
+                read[:0] = page.lines
+                before = page.first
+            assert read == expected
+
+
+@CALM
+@given(TEXTS, st.integers(1, 6), st.data())
+def test_before_any_place_end_the_last_lines_that_are_whole_there(
+    data: bytes, limit: int, choose: st.DataObject
+) -> None:
+    ring, model = ring_of(data, []), model_of(data)
+    before = choose.draw(st.integers(0, model.next))
+    ends = [start + len(raw) + 1 for start, raw in model.lines]
+    whole = sum(end <= before for end in ends)
+    first = max(whole - limit, 0)
+    starts = [*model.starts, model.next]
+    lines = tuple(logs.shown(raw) for _, raw in model.lines[first:whole])
+    expected = Page(lines, starts[first], starts[whole])
+    with file_of(data) as path:
+        assert backwards.lines_before(path, before, limit, PLENTY) == expected
+        assert ring.page_before(before, limit, PLENTY) == expected
+
+
+def test_very_long_lines_are_the_same_backwards(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    long = [b"<" + b"x" * size + b">" for size in (logs.CHUNK - 3, logs.CHUNK - 2, 3 * logs.CHUNK)]
+    path.write_bytes(b"before\n" + b"\n".join(long) + b"\nafter\n")
+    upto = path.stat().st_size
+    read: list[str] = []
+    before = upto
+    while before > 0:
+        page = backwards.lines_before(path, before, 2, logs.CHUNK)
+        assert page.next == before > page.first
+        read[:0] = page.lines
+        before = page.first
+    assert read == forwards(path, upto, logs.CHUNK) and len(read) == 5
+    assert backwards.lines_before(tmp_path / "none", 9, 1, 9) == Page((), 0, 0)
+
+
+def pages_backwards(shim: Shim, run: str, limit: int) -> tuple[list[str], int]:
+    """All lines from the end on, and where the end was."""
+    page = shim.get(f"/runs/{run}/lines", limit=limit)[1]
+    lines, end, before = page["lines"], page["next"], page["first"]
+    while before > 0:
+        page = shim.get(f"/runs/{run}/lines", before=before, limit=limit)[1]
+        assert page["next"] == before and page["current"] == ""
+        lines = page["lines"] + lines
+        before = page["first"]
+    return lines, end
+
+
+def test_a_live_and_a_past_run_are_read_backwards(workspace: Workspace) -> None:
+    """The ring holds the last lines only."""
+    workspace.start_daemon(DIFFPIPE_LOG_LINES="100")
+    shim = Shim(workspace)
+    run = workspace.start(workspace.config("chatty", lines=3000, steps=1_000_000, until=str(workspace.go)))
+    workspace.until_step(3)
+    lines, end = pages_backwards(shim, run, 700)
+    assert lines == workspace.log_text(run).encode()[:end].decode().splitlines() and len(lines) > 3000
+    workspace.go.touch()
+    workspace.until_ended(run)
+    lines, end = pages_backwards(shim, run, 700)
+    text = workspace.log_text(run)
+    assert lines == text.splitlines() and end == len(text.encode())
+    assert shim.get(f"/runs/{run}/lines", before=0)[1]["lines"] == []
+    assert shim.get(f"/runs/{run}/lines", before=1 << 59, limit=1)[1]["lines"] == lines[-1:]
+    status, found = shim.get(f"/runs/{run}/lines", before=10, after=10)
+    assert status == 422 and found["detail"][0]["loc"] == ["query", "before"]
