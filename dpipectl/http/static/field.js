@@ -59,6 +59,7 @@ export class Field {
     if (this.input.type === "checkbox") this.input.checked = value === true;
     else if (value === null || value === undefined) this.input.value = "";
     else if (this.kinds.includes("boolean") && value === false) this.input.value = "";
+    else if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) this.input.value = value.toExponential();
     else this.input.value = typeof value === "object" ? JSON.stringify(value) : String(value);
   }
 

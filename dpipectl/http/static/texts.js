@@ -1,10 +1,10 @@
 // Every text of the page, in one place. What the server says (help of fields, reasons, refusals) comes from there.
 
-const NAMES = { ar: "aspect ratio", lr: "learning rate", num: "number of", gpus: "GPUs", vae: "VAE", llm: "LLM", clip: "CLIP", wandb: "W&B", api: "API", eps: "epsilon", dir: "folder", dtype: "data type", min: "smallest", max: "largest" };
+const NAMES = { ar: "aspect ratio", lr: "learning rate", num: "number of", gpus: "GPUs", vae: "VAE", llm: "LLM", wandb: "W&B", api: "API", eps: "epsilon", dir: "folder", dtype: "data type", min: "smallest", max: "largest" };
 
 /** A field's name as words: `wandb_api_key` → `W&B API key`. */
 function fieldName(name) {
-  const words = { resolutions_input: "resolutions", checkpoint_every_n_minutes: "checkpoint every", save_every: "save every", eval_every: "evaluate every", steps_per_print: "print every", clip_path: "CLIP path", gradient_clipping: "gradient clipping", num_repeats: "repeats", num_gpus: "GPUs", eval_micro_batch_size_per_gpu: "evaluation batch size per GPU", eval_gradient_accumulation_steps: "evaluation micro batches", eval_before_first_step: "evaluate before the first step", enable_ar_bucket: "aspect ratio buckets", ar_buckets: "own aspect ratios", num_ar_buckets: "number of aspect ratios", enable_wandb: "use Weights & Biases" }[name]
+  const words = { resolutions_input: "resolutions", checkpoint_every_n_minutes: "checkpoint every", save_every: "save every", eval_every: "evaluate every", steps_per_print: "print every", clip_path: "CLIP path", video_clip_mode: "video clip mode", gradient_clipping: "gradient clipping", num_repeats: "repeats", num_gpus: "GPUs", eval_micro_batch_size_per_gpu: "evaluation batch size per GPU", eval_gradient_accumulation_steps: "evaluation micro batches", eval_before_first_step: "evaluate before the first step", enable_ar_bucket: "aspect ratio buckets", ar_buckets: "own aspect ratios", num_ar_buckets: "number of aspect ratios", enable_wandb: "use Weights & Biases" }[name]
     ?? name.split("_").map((word) => NAMES[word] ?? word).join(" ");
   return words[0].toUpperCase() + words.slice(1);
 }

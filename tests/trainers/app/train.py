@@ -165,6 +165,27 @@ def chatty(training: Training) -> None:
     training.train()
 
 
+def curve(training: Training) -> None:
+    """`points` steps of a loss that falls and jitters, in `parts` epochs, as fast as they can be printed."""
+    training.prepare()
+    points, parts = training.script.get("points", 1000), training.script.get("parts", 5)
+    for step in range(1, points + 1):
+        if step > 1 and (step - 1) % (points // parts) == 0:
+            sys.stdout.write(f"Started new epoch: {1 + (step - 1) // (points // parts)}\n")
+        loss = 0.05 + step**-0.5 + 0.02 * ((step * 7919) % 101 - 50) / 50
+        sys.stdout.write(f"steps: {step} loss: {loss:.4f} iter time (s): 0.020 samples/sec: 13.824\n")
+    training.step = points
+    training.train()
+
+
+def says(training: Training) -> None:
+    """The given `texts`, line by line, and then one step."""
+    training.prepare()
+    for text in training.script["texts"]:
+        say(text)
+    training.train()
+
+
 def paced(training: Training) -> None:
     """`rate` lines a second, `lines` in all."""
     training.prepare()
@@ -223,6 +244,8 @@ BEHAVIOURS = {
         killed,
         caching_hang,
         chatty,
+        curve,
+        says,
         paced,
         bar,
         dies_at_once,
