@@ -45,6 +45,7 @@ def render() -> str:
         messages.ActiveRun,
         messages.LastRun,
         messages.TensorBoard,
+        messages.Gpu,
         messages.RunSummary,
         messages.FieldError,
         messages.MissingPath,

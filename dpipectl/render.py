@@ -12,7 +12,7 @@ from dpiped import messages
 
 
 def status(reply: messages.Status) -> str:
-    """Some lines: state, progress, last run, TensorBoard, notices."""
+    """Some lines: state, progress, last run, TensorBoard, GPUs, notices."""
     lines = [_headline(reply)]
     if reply.run is not None:
         lines += _run_lines(reply.run)
@@ -20,6 +20,7 @@ def status(reply: messages.Status) -> str:
         lines.append(_field("last run", outcome(reply.last_run)))
     board = reply.tensorboard
     lines.append(_field("tensorboard", " ".join(filter(None, (board.url or board.state, board.detail)))))
+    lines += [_field(f"GPU {each.index}", gpu(each)) for each in reply.gpus]
     lines += [_field("notice", notice) for notice in reply.notices]
     return "\n".join(lines)
 
@@ -50,6 +51,13 @@ def progress(run: messages.ActiveRun) -> str:
     if run.detail and run.step is None:
         parts.append(run.detail)
     return "  ".join(parts)
+
+
+def gpu(found: messages.Gpu) -> str:
+    """`NVIDIA A100  18.2 of 80.0 GiB, 97 %`."""
+    used, total = found.memory_used / 2**30, found.memory_total / 2**30
+    busy = "" if found.utilization is None else f", {found.utilization} %"
+    return f"{found.name}  {used:.1f} of {total:.1f} GiB{busy}"
 
 
 def bar(run: messages.ActiveRun, width: int) -> str:

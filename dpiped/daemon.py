@@ -20,6 +20,7 @@ from typing import Literal
 from dpiped import events, launch, lifecycle, rundir, signals
 from dpiped.ending import REQUESTED
 from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
+from dpiped.gpus import Gpus
 from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.server import Server, prepare_directory
 from dpiped.settings import Settings
@@ -66,8 +67,9 @@ class Daemon:
         self.settings = settings
         self.supervisor = Supervisor(settings)
         self.tensorboard = TensorBoard(settings)
+        self.gpus = Gpus(self.supervisor)
         self._asked: asyncio.Queue[str] = asyncio.Queue()
-        verbs = Verbs(self.supervisor, self.tensorboard, self._ask_to_reload)
+        verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, self._ask_to_reload)
         self.server = Server(settings.socket, verbs.answer)
 
     async def run(self) -> End:
@@ -80,7 +82,8 @@ class Daemon:
         await self.supervisor.recover()
         self.server.bind()
         log.info("listening on %s, state in %s", self.settings.socket, self.settings.state_dir)
-        tasks = [asyncio.create_task(self.server.serve()), asyncio.create_task(self._watch_tensorboard())]
+        kept = (self.server.serve(), self._watch_tensorboard(), self.gpus.follow())
+        tasks = [asyncio.create_task(each) for each in kept]
         self.tensorboard.start()
         service = asyncio.create_task(self._train_service_config())
         end = await self._until_asked()

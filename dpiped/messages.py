@@ -269,8 +269,25 @@ class TensorBoard(Struct, frozen=True):
     detail: str | None = None
 
 
+class Gpu(Struct, frozen=True):
+    """One GPU of the machine, as the driver counts them. Memory is bytes, whoever uses it.
+
+    `utilization` is per cent, or null where the driver does not tell it (MIG, vGPU). The values are renewed
+    once the memory has changed by more than 1 % of all or the utilization by more than 5.
+    """
+
+    index: int
+    name: str
+    memory_used: int
+    memory_total: int
+    utilization: int | None = None
+
+
 class Status(Reply, frozen=True, tag="status"):
-    """The whole picture. `revision` changes whenever anything in it does."""
+    """The whole picture. `revision` changes whenever anything in it does.
+
+    `gpus` is empty without an NVIDIA driver; `CUDA_VISIBLE_DEVICES` does not matter for it.
+    """
 
     state: State
     run: ActiveRun | None
@@ -280,6 +297,7 @@ class Status(Reply, frozen=True, tag="status"):
     revision: int = 0
     pid: int = 0
     notices: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
 
 
 class Started(Reply, frozen=True, tag="started"):

@@ -318,6 +318,10 @@ class Supervisor:
             log.warning("%s", text)
             self.notices = [*self.notices[-19:], text]
 
+    def withdraw(self, text: str) -> None:
+        """A notice that does not hold any more."""
+        self.notices = [each for each in self.notices if each != text]
+
 
 DOES: dict[lifecycle.Rung, str] = {
     "save": "asked the trainer to save a checkpoint and quit",

@@ -28,7 +28,12 @@ from dpiped import (
 )
 from dpiped.ending import REQUESTED
 from dpiped.errors import DpipedError, InvalidForm, InvalidInput, Refused
+<<<<<<< HEAD
 from dpiped.log_verbs import LogVerbs
+=======
+from dpiped.gpus import Gpus
+from dpiped.live import LiveRun
+>>>>>>> de361ee (Status tells what the GPUs hold)
 from dpiped.messages import AnyReply, AnyRequest
 from dpiped.sources import Wanted
 from dpiped.supervisor import NOTHING_RUNNING, Supervisor
@@ -41,11 +46,12 @@ class Verbs:
     """Answers requests. `on_reload` is called when a client asks for a reload."""
 
     def __init__(
-        self, supervisor: Supervisor, tensorboard: TensorBoard, on_reload: Callable[[], None]
+        self, supervisor: Supervisor, tensorboard: TensorBoard, gpus: Gpus, on_reload: Callable[[], None]
     ) -> None:
         self._supervisor = supervisor
         self._settings = supervisor.settings
         self._tensorboard = tensorboard
+        self._gpus = gpus
         self._on_reload = on_reload
         self._logs = LogVerbs(supervisor)
         self._started_at = time.time()
@@ -113,7 +119,7 @@ class Verbs:
         return messages.Welcome(dpiped.__version__, messages.PROTOCOL, os.getpid(), self._started_at)
 
     def _status(self) -> messages.Status:
-        return view.status(self._supervisor, self._tensorboard.view)
+        return view.status(self._supervisor, self._tensorboard.view, self._gpus.view)
 
     async def _watch(self, request: messages.Watch) -> AnyReply:
         await self._supervisor.wait_until(lambda: self._supervisor.revision != request.after, request.wait)

@@ -20,7 +20,9 @@ _NAMES: dict[type, messages.State] = {
 }
 
 
-def status(supervisor: Supervisor, tensorboard: messages.TensorBoard) -> messages.Status:
+def status(
+    supervisor: Supervisor, tensorboard: messages.TensorBoard, gpus: tuple[messages.Gpu, ...]
+) -> messages.Status:
     """The whole picture, now."""
     state = supervisor.machine.state
     stopping = _stopping(supervisor, state) if isinstance(state, lifecycle.Stopping) else None
@@ -33,6 +35,7 @@ def status(supervisor: Supervisor, tensorboard: messages.TensorBoard) -> message
         revision=supervisor.revision,
         pid=os.getpid(),
         notices=tuple(supervisor.notices),
+        gpus=gpus,
     )
 
 

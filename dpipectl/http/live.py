@@ -10,7 +10,7 @@ its own pace; a slow one reads older pages.
     run       the run that the next lines are of: its record          id RUN:CURSOR
     log       lines of the log, one `data:` line each                 id RUN:CURSOR
     current   the unfinished last line, as JSON text
-    state     idle, starting, running, stopping or unreachable; last run; TensorBoard
+    state     idle, starting, running, stopping or unreachable; last run; TensorBoard; GPUs
     progress  phase, step, loss and the rest of the active run
     end       the run is over: its record, with outcome and reason    id RUN:CURSOR:end
 
@@ -52,13 +52,14 @@ BAD_ID = "takes the id of an event of this stream, RUN:CURSOR"
 
 
 class State(Struct, frozen=True):
-    """What the daemon does, how the last run ended, and TensorBoard."""
+    """What the daemon does, how the last run ended, TensorBoard, and what the GPUs hold."""
 
     state: str
     run: str | None
     last_run: messages.LastRun | None
     tensorboard: messages.TensorBoard | None
     notices: tuple[str, ...] = ()
+    gpus: tuple[messages.Gpu, ...] = ()
 
 
 EVENTS: dict[str, Any] = {
@@ -278,7 +279,7 @@ def _state(status: messages.Status | None, reachable: bool) -> State | None:
     if status is None:
         return None
     run = status.run.id if status.run else None
-    return State(status.state, run, status.last_run, status.tensorboard, status.notices)
+    return State(status.state, run, status.last_run, status.tensorboard, status.notices, status.gpus)
 
 
 async def _counted(stream: AsyncIterator[bytes], feed: Feed, metrics: Metrics) -> AsyncIterator[bytes]:
