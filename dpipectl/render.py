@@ -19,7 +19,8 @@ def status(reply: messages.Status) -> str:
     if reply.last_run is not None:
         lines.append(_field("last run", outcome(reply.last_run)))
     board = reply.tensorboard
-    lines.append(_field("tensorboard", " ".join(filter(None, (board.url or board.state, board.detail)))))
+    shown = (board.public_url or board.url or board.state, board.detail)
+    lines.append(_field("tensorboard", " ".join(filter(None, shown))))
     lines += [_field(f"GPU {each.index}", gpu(each)) for each in reply.gpus]
     lines += [_field("notice", notice) for notice in reply.notices]
     return "\n".join(lines)

@@ -262,11 +262,17 @@ class LastRun(Struct, frozen=True):
 
 
 class TensorBoard(Struct, frozen=True):
-    """`state`: disabled, starting, ready, port_taken, restarting, not_installed."""
+    """`state`: disabled, starting, ready, port_taken, restarting, not_installed.
+
+    When it is ready: `url` is its address on this machine, `port` where it listens, and `public_url` the
+    address for a browser elsewhere, if `DIFFPIPE_TENSORBOARD_URL` gives one.
+    """
 
     state: str
     url: str | None = None
     detail: str | None = None
+    port: int | None = None
+    public_url: str | None = None
 
 
 class Gpu(Struct, frozen=True):

@@ -47,6 +47,8 @@ ENVIRONMENT_FOR_TRAINING = (
 SHORTEST_TOKEN = 16
 """Characters; a shorter one could be guessed."""
 
+LONGEST_URL = 2048
+
 _N = TypeVar("_N", int, float)
 
 
@@ -72,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tensorboard_in_training: bool
     tensorboard_host: str
     tensorboard_port: int
+    tensorboard_url: str | None
     tensorboard_root: Path
     logdir: Path
     tensorboard_sources: dict[str, Path]
@@ -204,6 +207,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         tensorboard_in_training=read.choice("DIFFPIPE_TENSORBOARD", ("1", "0")) == "1",
         tensorboard_host=env.get("DIFFPIPE_TENSORBOARD_HOST") or "127.0.0.1",
         tensorboard_port=read.integer("DIFFPIPE_PORT", 4444, 1, 65535),
+        tensorboard_url=read.url("DIFFPIPE_TENSORBOARD_URL"),
         tensorboard_root=read.path("TENSORBOARD_ROOT_LOGDIR", logs / "tensorboard"),
         logdir=read.path("DIFFPIPE_LOGDIR", logs / "diffusion-pipe"),
         tensorboard_sources={
@@ -322,6 +326,28 @@ class _Reader:
         if text and text not in takes:
             raise SettingsError(f"{name} takes {' or '.join(takes)}, not {text!r}", field=name)
         return text or takes[0]
+
+    def url(self, name: str) -> str | None:
+        """It is shown to everybody who asks for the status, so it must not hold a password."""
+        from urllib.parse import urlsplit
+
+        text = self.env.get(name, "").strip()
+        if not text:
+            return None
+        fits = text.isprintable() and " " not in text and "@" not in text and len(text) <= LONGEST_URL
+        try:
+            parts = urlsplit(text)
+            fits = fits and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise SettingsError(
+                f"{name} takes an http or https address as a browser takes it, without a user's name, "
+                f"of at most {LONGEST_URL} characters",
+                field=name,
+                hint="such as https://example.org/tensorboard/",
+            )
+        return text
 
     def words(self, name: str) -> tuple[str, ...]:
         import shlex

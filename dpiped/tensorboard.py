@@ -174,7 +174,10 @@ class TensorBoard:
             await child.wait()
 
     def _set(self, state: str, detail: str | None) -> None:
-        view = messages.TensorBoard(state, self._url if state == "ready" else None, detail)
+        view = messages.TensorBoard(state, None, detail)
+        if state == "ready":
+            port, public = self._settings.tensorboard_port, self._settings.tensorboard_url
+            view = messages.TensorBoard(state, self._url, detail, port, public)
         if view != self.view:
             level = logging.INFO if state in ("starting", "ready", "disabled") else logging.WARNING
             log.log(level, "%s%s", f"{state} {view.url or ''}".strip(), f": {detail}" if detail else "")

@@ -54,6 +54,7 @@ DEFAULTS: dict[str, object] = {
     "tensorboard_in_training": True,
     "tensorboard_host": "127.0.0.1",
     "tensorboard_port": 4444,
+    "tensorboard_url": None,
     "tensorboard_root": Path("/workspace/logs/tensorboard"),
     "logdir": Path("/workspace/logs/diffusion-pipe"),
     "tensorboard_sources": {
@@ -86,6 +87,10 @@ VALID: list[tuple[str, str, str, object]] = [
     ("DIFFPIPE_TENSORBOARD", "0", "tensorboard_in_training", False),
     ("DIFFPIPE_TENSORBOARD_HOST", "0.0.0.0", "tensorboard_host", "0.0.0.0"),
     ("DIFFPIPE_PORT", "6006", "tensorboard_port", 6006),
+    *(
+        ("DIFFPIPE_TENSORBOARD_URL", f" {url} ", "tensorboard_url", url)
+        for url in ("http://10.0.0.1:4444", "https://pod-4444.example.org/tb/?a=b#c", "HTTPS://[::1]:1/")
+    ),
     ("TENSORBOARD_ROOT_LOGDIR", "/tb", "tensorboard_root", Path("/tb")),
     ("DIFFPIPE_LOGDIR", "/ld", "logdir", Path("/ld")),
     ("TRAINPILOT_TENSORBOARD_LOGDIR", "/t1", "tensorboard_sources.trainpilot", Path("/t1")),
@@ -127,6 +132,25 @@ INVALID: list[tuple[str, str, str]] = [
     ("DIFFPIPE_LOG_BYTES", "65535", "whole number from 65536"),
     ("DIFFPIPE_TENSORBOARD", "yes", "1 or 0"),
     ("DIFFPIPE_PORT", "65536", "whole number from 1 to 65535"),
+    *(
+        ("DIFFPIPE_TENSORBOARD_URL", text, "http or https address")
+        for text in (
+            "example.org",
+            "//example.org",
+            "ftp://example.org",
+            "javascript:alert(1)//http://x",
+            "http://",
+            "http:///path",
+            "http://:80/",
+            "http://h:65536",
+            "http://h:0",
+            "http://[::1",
+            "http://a b/",
+            "http://h/\x07",
+            "https://ann:secret@example.org/",
+            "http://h/" + "x" * 2048,
+        )
+    ),
 ]
 
 

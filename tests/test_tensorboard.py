@@ -75,8 +75,11 @@ def write_events(folder: Path, tag: str = "train/loss") -> None:
 
 
 def test_tensorboard_only_mode_is_ready_and_trains_nothing(board: Workspace) -> None:
-    board.start_daemon()
+    public = "https://pod.example.org/tensorboard/"
+    board.start_daemon(DIFFPIPE_TENSORBOARD_URL=public)
     ready = until_ready(board)
+    assert (ready["port"], ready["public_url"]) == (int(board.env["DIFFPIPE_PORT"]), public)
+    assert public in board.ctl("status")[1]
     assert ready["url"] == f"http://localhost:{board.env['DIFFPIPE_PORT']}/"
     with DIRECT.open(ready["url"], timeout=10) as answer:
         assert answer.status == 200
@@ -100,12 +103,13 @@ def test_a_taken_port_is_said_with_its_holder_and_training_works(board: Workspac
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", int(board.env["DIFFPIPE_PORT"])))
         holder.listen()
-        board.start_daemon()
+        board.start_daemon(DIFFPIPE_TENSORBOARD_URL="https://pod.example.org/")
         taken = wait_until(
             lambda: (found := board.status()["tensorboard"])["state"] == "port_taken" and found, "the refusal"
         )
         assert f"port {board.env['DIFFPIPE_PORT']} is held by pid {os.getpid()}" in taken["detail"]
         assert taken["detail"] in board.daemon_log()
+        assert taken["url"] is taken["port"] is taken["public_url"] is None
         assert board.until_ended(board.start(board.config(steps=3)))["outcome"] == "completed"
     until_ready(board)
 
