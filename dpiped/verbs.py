@@ -28,12 +28,8 @@ from dpiped import (
 )
 from dpiped.ending import REQUESTED
 from dpiped.errors import DpipedError, InvalidForm, InvalidInput, Refused
-<<<<<<< HEAD
-from dpiped.log_verbs import LogVerbs
-=======
 from dpiped.gpus import Gpus
-from dpiped.live import LiveRun
->>>>>>> de361ee (Status tells what the GPUs hold)
+from dpiped.log_verbs import LogVerbs
 from dpiped.messages import AnyReply, AnyRequest
 from dpiped.sources import Wanted
 from dpiped.supervisor import NOTHING_RUNNING, Supervisor

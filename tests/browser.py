@@ -9,6 +9,7 @@ Screenshots go to `.screenshots/` beside the checkout's other caches.
 import base64
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from tests.helpers import HERE, require, wait_until
 
 SCREENSHOTS = HERE.parent / ".screenshots"
-AXE = HERE.parent / ".venv/npm/node_modules/axe-core/axe.min.js"
+AXE = Path(sys.prefix) / "npm/node_modules/axe-core/axe.min.js"
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -69,7 +70,8 @@ class Browser:
 
     def size(self, width: int) -> None:
         """The width of the page, in CSS pixels. A window can't be made as narrow as a phone."""
-        metrics = {"width": width, "height": HEIGHTS[width], "deviceScaleFactor": 1, "mobile": width == NARROW}
+        phone = width == NARROW
+        metrics = {"width": width, "height": HEIGHTS[width], "deviceScaleFactor": 1, "mobile": phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def theme(self, name: str) -> None:
@@ -95,7 +97,7 @@ class Browser:
         self.driver.get(url)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *arguments)
 
     def find(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -114,16 +116,16 @@ class Browser:
     def named(self, name: str, within: str = "") -> WebElement:
         """The visible button or link of that name."""
 
-        def look() -> WebElement | None:
+        def look() -> list[WebElement]:
             for each in self.find(f"{within} button, {within} a"):
                 try:
                     if each.text.strip() == name and each.is_displayed():
-                        return each
+                        return [each]
                 except StaleElementReferenceException:
                     continue
-            return None
+            return []
 
-        return wait_until(look, f"the button {name!r}")
+        return wait_until(look, f"the button {name!r}")[0]
 
     def press(self, name: str, within: str = "") -> None:
         self.named(name, within).click()
@@ -141,7 +143,7 @@ class Browser:
                 return ""
             return (said or "shown") if seen and text in said else ""
 
-        return wait_until(look, f"{selector} with {text!r}; the page has: {self.text('main')[:400]!r}", deadline)
+        return wait_until(look, f"{selector} with {text!r}", deadline)
 
     def fill(self, field: str, value: object) -> None:
         """Puts a value into a field of the form, as typing does."""
@@ -153,9 +155,7 @@ class Browser:
             )
             self.run(script, element, value)
             return
-        script = (
-            "const [e, v] = arguments; e.value = v; e.dispatchEvent(new Event('input', {bubbles: true}))"
-        )
+        script = "const [e, v] = arguments; e.value = v; e.dispatchEvent(new Event('input', {bubbles: true}))"
         self.run(script, element, str(value))
 
     def log_lines(self) -> list[str]:
@@ -169,14 +169,15 @@ class Browser:
 
     def console(self) -> list[str]:
         """What was written to the console since it was asked last, warnings and errors only."""
-        entries: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
     def violations(self) -> list[str]:
         """What axe-core finds that is serious or critical."""
         require(AXE.is_file(), "axe-core is not installed: make test installs it where there is npm")
         # By the debugger, as the page's policy lets nobody else put a script into it.
-        self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text(), "returnByValue": True})
+        program = {"expression": AXE.read_text(), "returnByValue": True}
+        self.driver.execute_cdp_cmd("Runtime.evaluate", program)
         script = "axe.run(document, {resultTypes: ['violations']}).then(r => JSON.stringify(r.violations))"
         asked = {"expression": script, "awaitPromise": True, "returnByValue": True}
         answer = self.driver.execute_cdp_cmd("Runtime.evaluate", asked)

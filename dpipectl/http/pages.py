@@ -1,7 +1,7 @@
 """The page: its files, with the headers that keep everything foreign out of it.
 
-Why: a log line, a caption or a run's name is text from elsewhere. The page puts it in as text only, and should
-that ever fail, its policy (no inline script, no other origin, no HTML from strings) runs none of it.
+Why: a log line, a caption or a run's name is text from elsewhere. The page puts it in as text only, and
+should that ever fail, its policy (no inline script, no other origin, no HTML from strings) runs none of it.
 
 The files hold no secret, so they need no token; what they ask for does.
 
