@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpiped import checkpoints, events, logs, messages, procs, redaction, rundir
+from dpiped.curve import Curve
 from dpiped.errors import InvalidInput
 from dpiped.outcome import hang
 from dpiped.progress import Progress, Snapshot
@@ -38,6 +39,7 @@ class LiveRun:
         self.folder = settings.state_dir / "runs" / spec.run
         self.progress = Progress()
         self.ring = logs.Ring(settings.log_lines, settings.log_bytes)
+        self.curve = Curve()
         self.launched: Launched | None = None
         self.runner: Identity | None = None
         self.train_dir: Path | None = Path(spec.train_dir) if spec.train_dir else None
@@ -118,6 +120,7 @@ class LiveRun:
             gained = True
             self.progress.feed(chunk)
             self.ring.feed(chunk)
+            self.curve.feed(chunk)
             await asyncio.sleep(0)
         return gained
 

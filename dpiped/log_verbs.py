@@ -1,4 +1,4 @@
-"""The requests about a run's log: its lines, its bytes.
+"""The requests about a run's log: its lines, its bytes, the loss curve in it.
 
 Why: a run that goes on and one that is over are asked for in the same way, and must give the same lines at
 the same cursors, whether they come from memory or from the file.
@@ -11,6 +11,7 @@ from pathlib import Path
 from dpiped import backwards, history, logs, messages, named, rundir
 from dpiped.errors import InvalidInput
 from dpiped.live import LiveRun
+from dpiped.past_curves import PastCurves
 from dpiped.supervisor import Supervisor
 
 
@@ -19,6 +20,7 @@ class LogVerbs:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._past_curves = PastCurves()
 
     async def lines(self, request: messages.ReadLog) -> messages.LogLines:
         """A page of lines. Raises UnknownRun, InvalidInput."""
@@ -53,6 +55,23 @@ class LogVerbs:
         data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
         after = min(after, size) + len(data)
         return messages.RawLog(run, data, after, eof=live is None and after >= size)
+
+    async def series(self, request: messages.ReadSeries) -> messages.Series:
+        """The loss curve. Raises UnknownRun."""
+        run = named.run_id(self._supervisor, request.run)
+        live = named.active(self._supervisor, run)
+        curve = live.curve if live else await self._past_curves.of(run, self._path(run))
+        part = curve.series(request.points, request.width, request.after)
+        return messages.Series(
+            run=run,
+            width=part.width,
+            whole=part.whole,
+            points=part.buckets,
+            epochs=curve.epochs,
+            first=curve.first,
+            last=curve.last,
+            eof=live is None,
+        )
 
     def _path(self, run: str) -> Path:
         return self._supervisor.runs / run / rundir.LOG

@@ -30,6 +30,7 @@ Wait: TypeAlias = Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]
 Path: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 RunName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Offset: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
+Step: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
 Text: TypeAlias = Annotated[str, Meta(max_length=32768)]
 
 Variables: TypeAlias = dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text]
@@ -188,6 +189,19 @@ class ReadRaw(Request, frozen=True, tag="raw"):
     after: Offset | None = None
     tail: Annotated[int, Meta(ge=0, le=100_000)] | None = None
     wait: Wait = 0.0
+
+
+class ReadSeries(Request, frozen=True, tag="series"):
+    """The loss curve of a run (default: the active or last one) as at most `points` buckets of steps.
+
+    `width` and `after` are what the caller has: the width of its buckets and its last step. If the width is
+    still the right one, only the buckets from that one on which holds the step `after` are given.
+    """
+
+    run: RunName | None = None
+    points: Annotated[int, Meta(ge=10, le=5000)] = 1000
+    width: Step | None = None
+    after: Step | None = None
 
 
 class Reload(Request, frozen=True, tag="reload"):
@@ -439,6 +453,25 @@ class RawLog(Reply, frozen=True, tag="bytes"):
     eof: bool
 
 
+class Series(Reply, frozen=True, tag="series"):
+    """`points` are (first step, last step, mean, low, high) of each bucket that holds a step.
+
+    Bucket number N holds the steps from N * `width` + 1 to (N + 1) * `width`; `width` is a power of two that
+    grows with the run. The three figures are of the finite losses, null where there is none. `whole`: these
+    are all buckets; else they replace the caller's from the first one given on. `epochs` are (epoch, first
+    step printed in it), `first` and `last` the steps printed, `eof` is true when the run is over.
+    """
+
+    run: str
+    width: int
+    whole: bool
+    points: tuple[tuple[int, int, float | None, float | None, float | None], ...]
+    epochs: tuple[tuple[int, int], ...]
+    first: int | None
+    last: int | None
+    eof: bool
+
+
 class Reloading(Reply, frozen=True, tag="reloading"):
     """The daemon goes away for a moment and comes back under the same pid, with another `started_at`."""
 
@@ -464,6 +497,7 @@ AnyRequest: TypeAlias = (
     | ShowRun
     | ReadLog
     | ReadRaw
+    | ReadSeries
     | Reload
 )
 AnyReply: TypeAlias = (
@@ -481,6 +515,7 @@ AnyReply: TypeAlias = (
     | RunReply
     | LogLines
     | RawLog
+    | Series
     | Reloading
 )
 

@@ -46,9 +46,9 @@ PHASE_MARKS: tuple[tuple[bytes, str], ...] = (
     (b"TRAINING COMPLETE!", "finishing"),
     (b"Manually quitting", "finishing"),
 )
-_STEP = re.compile(rb"steps: (\d{1,15}) loss: (\S+) iter time \(s\): (\S+) samples/sec: (\S+)")
-_EPOCH = re.compile(rb"Started new epoch: (\d{1,15})(?!\d)")
-_RESUMED = re.compile(rb"Resuming at epoch: (\d{1,15}), step: (\d{1,15})(?!\d)")
+STEP = re.compile(rb"steps: (\d{1,15}) loss: (\S+) iter time \(s\): (\S+) samples/sec: (\S+)")
+EPOCH = re.compile(rb"Started new epoch: (\d{1,15})(?!\d)")
+RESUMED = re.compile(rb"Resuming at epoch: (\d{1,15}), step: (\d{1,15})(?!\d)")
 _CHECKPOINT = re.compile(rb"Checkpoint (global_step\d+) is about to be saved!")
 _BAR = re.compile(rb"(\d{1,3})%\|[^|\r\n]*\| *(\S+/\S+)")
 _BATCH = re.compile(rb"Global batch size = (\d{1,15})(?!\d)")
@@ -156,7 +156,7 @@ class Progress:
     def _read(self, text: bytes) -> None:
         """`text` ends with a line end."""
         self._tail = (self._tail + text[-TAIL_LIMIT:])[-TAIL_LIMIT:]
-        steps = list(_STEP.finditer(text))
+        steps = list(STEP.finditer(text))
         self._read_epochs(text, steps)
         if steps:
             previous = int(steps[-2][1]) if len(steps) > 1 else self._step or 0
@@ -178,7 +178,7 @@ class Progress:
 
     def _read_epochs(self, text: bytes, steps: list[re.Match[bytes]]) -> None:
         """The last step before an epoch's first line tells how many steps an epoch has."""
-        resumed = _last(_RESUMED, b"Resuming at epoch: ", text)
+        resumed = _last(RESUMED, b"Resuming at epoch: ", text)
         if resumed:
             self._epoch = int(resumed[1])
             self._step = max(int(resumed[2]) - 1, 0)
@@ -186,7 +186,7 @@ class Progress:
             return
         starts = [match.start() for match in steps]
         printed = [self._step or 0, *(int(match[1]) for match in steps)]
-        for match in _EPOCH.finditer(text):
+        for match in EPOCH.finditer(text):
             before = bisect_left(starts, match.start())
             self._epoch = int(match[1])
             self._gap = printed[before] - printed[before - 1] if before else self._gap
@@ -228,7 +228,7 @@ class Progress:
         self._last_line = text[_piece_start(text, len(text) - 1) :][-LAST_LINE_LIMIT:]
         if _TRACEBACK not in held:
             return
-        steps = [match.start() for match in _STEP.finditer(held)]
+        steps = [match.start() for match in STEP.finditer(held)]
         survived = len(steps) + self._steps_beyond >= STEPS_THAT_CLEAR_A_TRACEBACK
         begin = steps[-STEPS_THAT_CLEAR_A_TRACEBACK:][0] if survived and steps else 0
         at = held.find(_TRACEBACK, begin)

@@ -101,6 +101,8 @@ class Verbs:
                 return await self._logs.lines(request)
             case messages.ReadRaw():
                 return await self._logs.raw(request)
+            case messages.ReadSeries():
+                return await self._logs.series(request)
             case messages.Reload():
                 self._on_reload()
                 return messages.Reloading(os.getpid(), self._started_at)

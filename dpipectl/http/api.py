@@ -155,6 +155,16 @@ async def lines(request: Request) -> Response:
     return document(await asking.ask(request, asked, messages.LogLines))
 
 
+async def series(request: Request) -> Response:
+    """The loss curve, or what is new of it."""
+    points = reading.whole(request, "points", 10, 5000, 1000)
+    width = reading.whole(request, "width", 0, LARGEST_CURSOR, None)
+    after = reading.whole(request, "after", 0, LARGEST_CURSOR, None)
+    assert points is not None
+    asked = messages.ReadSeries(_run(request), points, width, after)
+    return document(await asking.ask(request, asked, messages.Series))
+
+
 async def log(request: Request) -> Response:
     """The whole log as it was printed, as a file."""
     first = await asking.ask(request, messages.ReadRaw(_run(request), after=0), messages.RawLog)

@@ -268,6 +268,23 @@ MORE = (
     ),
     Operation(
         "GET",
+        "/runs/{run}/series",
+        "series",
+        api.series,
+        "The loss curve of a run, as buckets of steps; or what is new of it.",
+        {200: Answer("The buckets.", messages.Series)},
+        (
+            RUN_PATH,
+            Parameter("points", "How many buckets at most.", _whole(10, 5000, 1000)),
+            Parameter(
+                "width", "The width of the buckets that the caller has.", _whole(0, api.LARGEST_CURSOR)
+            ),
+            Parameter("after", "The last step that the caller has.", _whole(0, api.LARGEST_CURSOR)),
+        ),
+        errors=(400, 404, 422),
+    ),
+    Operation(
+        "GET",
         "/runs/{run}/log",
         "log",
         api.log,
