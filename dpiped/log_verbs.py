@@ -1,4 +1,4 @@
-"""The requests about a run's log: its lines, its bytes, the loss curve in it.
+"""The requests about a run's log: its lines, its bytes, its loss curve, a search in it.
 
 Why: a run that goes on and one that is over are asked for in the same way, and must give the same lines at
 the same cursors, whether they come from memory or from the file.
@@ -8,7 +8,7 @@ Known gap: none of the long waits is cancelled when its client vanishes; each en
 
 from pathlib import Path
 
-from dpiped import backwards, history, logs, messages, named, rundir
+from dpiped import backwards, history, logs, messages, named, rundir, searching
 from dpiped.errors import InvalidInput
 from dpiped.live import LiveRun
 from dpiped.past_curves import PastCurves
@@ -72,6 +72,15 @@ class LogVerbs:
             last=curve.last,
             eof=live is None,
         )
+
+    async def search(self, request: messages.SearchLog) -> messages.Found:
+        """The lines with a text. Raises UnknownRun."""
+        run = named.run_id(self._supervisor, request.run)
+        path = self._path(run)
+        live = named.active(self._supervisor, run)
+        upto = live.ring.next if live else logs.extent(path)[0]
+        hits = await searching.search(path, request.text, request.after, request.limit, upto)
+        return messages.Found(run, hits.matches, hits.next, hits.end)
 
     def _path(self, run: str) -> Path:
         return self._supervisor.runs / run / rundir.LOG

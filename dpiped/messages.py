@@ -204,6 +204,19 @@ class ReadSeries(Request, frozen=True, tag="series"):
     after: Step | None = None
 
 
+class SearchLog(Request, frozen=True, tag="search"):
+    """Which lines of a run's log, from the cursor `after` on, have `text` in what is shown of them.
+
+    Upper and lower case are the same. Each request searches some megabytes at most; `next` says where to go
+    on. Only whole lines are searched.
+    """
+
+    run: RunName
+    text: Annotated[str, Meta(min_length=1, max_length=200)]
+    after: Offset = 0
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 500
+
+
 class Reload(Request, frozen=True, tag="reload"):
     """Re-executes the daemon in place (same pid). The run goes on."""
 
@@ -472,6 +485,18 @@ class Series(Reply, frozen=True, tag="series"):
     eof: bool
 
 
+class Found(Reply, frozen=True, tag="found"):
+    """`matches` are the cursors of the lines, in their order; `next` is where to go on.
+
+    `end`: there is nothing further to search now.
+    """
+
+    run: str
+    matches: tuple[int, ...]
+    next: int
+    end: bool
+
+
 class Reloading(Reply, frozen=True, tag="reloading"):
     """The daemon goes away for a moment and comes back under the same pid, with another `started_at`."""
 
@@ -498,6 +523,7 @@ AnyRequest: TypeAlias = (
     | ReadLog
     | ReadRaw
     | ReadSeries
+    | SearchLog
     | Reload
 )
 AnyReply: TypeAlias = (
@@ -516,6 +542,7 @@ AnyReply: TypeAlias = (
     | LogLines
     | RawLog
     | Series
+    | Found
     | Reloading
 )
 

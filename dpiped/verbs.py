@@ -103,6 +103,8 @@ class Verbs:
                 return await self._logs.raw(request)
             case messages.ReadSeries():
                 return await self._logs.series(request)
+            case messages.SearchLog():
+                return await self._logs.search(request)
             case messages.Reload():
                 self._on_reload()
                 return messages.Reloading(os.getpid(), self._started_at)

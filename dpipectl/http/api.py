@@ -165,6 +165,18 @@ async def series(request: Request) -> Response:
     return document(await asking.ask(request, asked, messages.Series))
 
 
+async def search(request: Request) -> Response:
+    """Which lines of a run's log have a text in them."""
+    text = reading.text(request, "text", r"(?s).{1,200}", "a text of 1 to 200 characters")
+    if text is None:
+        raise answers.unfit([(("query", "text"), "text is required", "missing")])
+    after = reading.whole(request, "after", 0, LARGEST_CURSOR, 0)
+    limit = reading.whole(request, "limit", 1, 1000, 500)
+    assert after is not None and limit is not None
+    asked = messages.SearchLog(_run(request), text, after, limit)
+    return document(await asking.ask(request, asked, messages.Found))
+
+
 async def log(request: Request) -> Response:
     """The whole log as it was printed, as a file."""
     first = await asking.ask(request, messages.ReadRaw(_run(request), after=0), messages.RawLog)

@@ -27,6 +27,7 @@ class Parameter(Struct, frozen=True):
     text: str
     schema: dict[str, Any]
     where: Literal["query", "path", "header"] = "query"
+    required: bool = False
 
 
 class Answer(Struct, frozen=True):
@@ -280,6 +281,26 @@ MORE = (
                 "width", "The width of the buckets that the caller has.", _whole(0, api.LARGEST_CURSOR)
             ),
             Parameter("after", "The last step that the caller has.", _whole(0, api.LARGEST_CURSOR)),
+        ),
+        errors=(400, 404, 422),
+    ),
+    Operation(
+        "GET",
+        "/runs/{run}/search",
+        "search",
+        api.search,
+        "Which lines of a run's log have a text in them, in whatever case.",
+        {200: Answer("The cursors of the lines, and where to go on.", messages.Found)},
+        (
+            RUN_PATH,
+            Parameter(
+                "text",
+                "What to look for in the lines as they are shown.",
+                {"type": "string", "minLength": 1, "maxLength": 200},
+                required=True,
+            ),
+            Parameter("after", "A cursor: where to begin.", _whole(0, api.LARGEST_CURSOR, 0)),
+            Parameter("limit", "How many lines at most.", _whole(1, 1000, 500)),
         ),
         errors=(400, 404, 422),
     ),
