@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -104,10 +103,8 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """The visible text of the first match; "" for none."""
-        try:
-            return self.driver.find_element(By.CSS_SELECTOR, selector).text
-        except (NoSuchElementException, StaleElementReferenceException):
-            return ""
+        said: str = self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
+        return said
 
     def fact(self, name: str) -> str:
         """One of the facts on a run's status."""
@@ -115,35 +112,28 @@ class Browser:
 
     def named(self, name: str, within: str = "") -> WebElement:
         """The visible button or link of that name."""
-
-        def look() -> list[WebElement]:
-            for each in self.find(f"{within} button, {within} a"):
-                try:
-                    if each.text.strip() == name and each.is_displayed():
-                        return [each]
-                except StaleElementReferenceException:
-                    continue
-            return []
-
-        return wait_until(look, f"the button {name!r}")[0]
+        script = (
+            "return [...document.querySelectorAll(arguments[1])].find("
+            "(each) => each.innerText.trim() === arguments[0] && each.checkVisibility()) ?? null"
+        )
+        where = f"{within} button, {within} a, {within} summary"
+        found: WebElement = wait_until(lambda: self.run(script, name, where), f"the button {name!r}")
+        return found
 
     def press(self, name: str, within: str = "") -> None:
         self.named(name, within).click()
 
     def until(self, selector: str, text: str = "", deadline: float = 20) -> str:
         """Waits until the first match is seen and contains the text; gives its whole text."""
-
-        def look() -> str:
-            found = self.find(selector)
-            try:
-                said = found[0].text if found and found[0].is_displayed() else ""
-                # An element without text of its own (a picture) counts when it is displayed.
-                seen = bool(found) and found[0].is_displayed()
-            except StaleElementReferenceException:
-                return ""
-            return (said or "shown") if seen and text in said else ""
-
-        return wait_until(look, f"{selector} with {text!r}", deadline)
+        script = (
+            "const found = document.querySelector(arguments[0]);"
+            "return found?.checkVisibility() && found.textContent.includes(arguments[1])"
+            " ? found.innerText || 'shown' : ''"
+        )
+        said: str = wait_until(
+            lambda: self.run(script, selector, text), f"{selector} with {text!r}", deadline
+        )
+        return said
 
     def fill(self, field: str, value: object) -> None:
         """Puts a value into a field of the form, as typing does."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dpiped.logs import shown_all
 from tests.browser import Browser
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import require, wait_until
@@ -70,20 +71,21 @@ def until_moving(browser: Browser, by: int = 3) -> None:
 
 def points(browser: Browser) -> int:
     """How many points the loss curve has. (Up to 800 steps, each step is one.)"""
-    found = browser.find(".plot .raw")
-    return len((found[0].get_attribute("d") or "").replace("M", "L").split("L")) - 1 if found else 0
+    drawn: str = browser.run("return document.querySelector('.plot .raw')?.getAttribute('d') ?? ''")
+    return drawn.count("M") + drawn.count("L")
 
 
-def no_doubt(browser: Browser, text: str) -> None:
+def no_doubt(browser: Browser, log: bytes) -> None:
     """The log's window is the end of the log, and the curve has each of its steps once."""
-    lines = text.splitlines()
+    lines = shown_all(log)[:-1]
 
     def same() -> bool:
         window = browser.log_lines()
         return len(window) > 20 and window == lines[-len(window) :]
 
     wait_until(same, "the log's window is the end of the log")
-    wait_until(lambda: points(browser) == len(steps_in(text)), "each step is on the curve once")
+    steps = steps_in(log.decode())
+    wait_until(lambda: points(browser) == len(steps), "each step is on the curve once")
 
 
 def start_by_form(browser: Browser, shim: Shim) -> None:
@@ -148,7 +150,7 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
     browser.until(".failure", "SIGKILL", 10)
     assert time.monotonic() - killed < 3.0
     assert browser.text(".status .pill") == "Failed" and "Failed" in browser.driver.title
-    no_doubt(browser, real.log_text(run))
+    no_doubt(browser, (real.runs_dir / run / "output.log").read_bytes())
     browser.press("Show it in the log", ".failure")
     browser.until(".log .here")
 
@@ -202,5 +204,5 @@ def history(browser: Browser, run: str, again: str, saved: str) -> None:
     browser.press(run, ".runs")
     browser.until("#run-title", run)
     browser.until(".failure", "SIGKILL")
-    browser.find(".config summary")[0].click()
+    browser.press("Settings and record")
     browser.until(".config pre", "output_dir")

@@ -188,8 +188,11 @@ export class Log {
     let behind = true;
     try {
       for (let pages = 0; pages < FAR && behind; pages += 1) {
-        const page = await this.#read({ after: this.lines.end, limit: PAGE });
+        const from = this.lines.end;
+        const page = await this.#read({ after: from, limit: PAGE });
         if (!page) return;
+        // The window was moved elsewhere meanwhile.
+        if (this.lines.end !== from) continue;
         if (page.lines.length) this.#append(asPage(page));
         this.known = Math.max(this.known, page.next);
         this.#showCurrent(page.current);
@@ -232,8 +235,10 @@ export class Log {
     this.#flush();
     this.#reading = true;
     try {
-      const page = await this.#read(side === "before" ? { before: this.lines.first, limit: PAGE } : { after: this.lines.end, limit: PAGE });
-      if (!page?.lines.length) return;
+      const { first, end } = this.lines;
+      const page = await this.#read(side === "before" ? { before: first, limit: PAGE } : { after: end, limit: PAGE });
+      const moved = this.lines.first !== first || this.lines.end !== end;
+      if (!page?.lines.length || moved) return;
       if (side === "before") {
         const height = this.view.scrollHeight;
         this.lines.prepend(asPage(page));
