@@ -47,6 +47,7 @@ def render() -> str:
         messages.TensorBoard,
         messages.Gpu,
         messages.RunSummary,
+        messages.Failure,
         messages.FieldError,
         messages.MissingPath,
         messages.Form,

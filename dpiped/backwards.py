@@ -1,16 +1,19 @@
-"""A log read from its end: the page before a cursor.
+"""A log read from its end: the page before a cursor, and where a text stands last.
 
 Why: a person looks at the end of a log first and then scrolls up. A page that is bounded in bytes has to end
 exactly at the cursor that it was asked for, so what is too much is left out at its front; otherwise the lines
 between the page and the cursor would never be seen.
 
-Known gap: the beginning of a single line of many megabytes is searched for in one go.
+Known gap: a text is looked for in the last 16 MiB only. The beginning of a single line of many megabytes is
+searched for in one go.
 """
 
 import os
 from pathlib import Path
 
-from dpiped.logs import Page, line_start_before, read_lines, shown_all
+from dpiped.logs import CHUNK, Page, line_start_before, read_lines, shown_all
+
+LOOK_BACK = 16 << 20
 
 
 def lines_before(path: Path, before: int, limit: int, max_bytes: int) -> Page:
@@ -29,6 +32,25 @@ def lines_before(path: Path, before: int, limit: int, max_bytes: int) -> Page:
         return Page(tuple(shown_all(block[:-1])), start, end)
     # One line that is longer than what may be read at once: shown as it is when it is read forwards.
     return read_lines(path, start, 1, end, max_bytes)
+
+
+def line_of(path: Path, text: str) -> int | None:
+    """Offset of the last line in which the text stands, if it does so near the end of the log."""
+    # What was not UTF-8 is not in the text.
+    needle = max(text.split("\ufffd"), key=len).encode()
+    if not needle or not path.exists():
+        return None
+    with path.open("rb") as file:
+        fd = file.fileno()
+        end = file.seek(0, os.SEEK_END)
+        furthest = max(end - LOOK_BACK, 0)
+        while end > furthest:
+            begin = max(end - CHUNK, furthest)
+            at = os.pread(fd, end - begin + len(needle) - 1, begin).rfind(needle)
+            if at >= 0:
+                return line_start_before(fd, begin + at, 0)
+            end = begin
+    return None
 
 
 def _block_before(fd: int, end: int, limit: int, max_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ Known gap: files are checked for being there and not empty, not for their conten
 """
 
 import re
+import time
 from pathlib import Path
 
 from dpiped.configs import is_marked
@@ -15,6 +16,7 @@ from dpiped.errors import InvalidInput
 from dpiped.rundir import TRAINING_TOML
 
 _TAG = re.compile(r"[\w.-]{1,200}")
+_STEP_TAG = re.compile(r"global_step(\d{1,15})", re.ASCII)
 SIGNAL_FILES = ("save", "save_quit")
 
 
@@ -43,6 +45,20 @@ def latest_tag(train_dir: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text if _TAG.fullmatch(text) else None
+
+
+def step_of(tag: str | None) -> int | None:
+    """The step in DeepSpeed's own kind of tag."""
+    found = _STEP_TAG.fullmatch(tag or "")
+    return int(found[1]) if found else None
+
+
+def age(train_dir: Path) -> float | None:
+    """Seconds since `latest` was written."""
+    try:
+        return max(time.time() - (train_dir / "latest").stat().st_mtime, 0.0)
+    except OSError:
+        return None
 
 
 def complete_checkpoint(train_dir: Path) -> str | None:

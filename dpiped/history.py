@@ -70,8 +70,9 @@ def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
         raise RunDamaged(f"{folder} has no spec.json", field="spec.json")
     exit_ = rundir.read(folder, Exit)
     train_dir = train_directory(folder, spec)
+    summary = _summary(folder, run, active)
     return messages.RunReply(
-        summary=_summary(folder, run, active),
+        summary=summary,
         ended=not active,
         argv=spec.argv,
         cwd=spec.cwd,
@@ -82,7 +83,13 @@ def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
         peak_memory_bytes=exit_.peak_memory_bytes if exit_ else None,
         env=spec.env,
         form=spec.form,
+        failure=_failure(folder / rundir.LOG, summary.line),
     )
+
+
+def _failure(path: Path, line: str | None) -> messages.Failure | None:
+    cursor = backwards.line_of(path, line) if line is not None else None
+    return messages.Failure(line, cursor) if line is not None and cursor is not None else None
 
 
 def train_directory(folder: Path, spec: Spec) -> Path | None:
@@ -110,6 +117,7 @@ def as_last_run(run: str, concluded: Concluded, exit_: Exit | None) -> messages.
         exit_code=exit_.code if exit_ else None,
         signal=exit_.signal if exit_ else None,
         ended_at=concluded.at,
+        line=concluded.line,
     )
 
 
@@ -172,4 +180,5 @@ def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:
         loss=concluded.loss if concluded else None,
         resumed_from=spec.resumed_from,
         pid=launched.child.pid if launched else None,
+        line=concluded.line if concluded else None,
     )

@@ -158,6 +158,7 @@ class LiveRun:
         total = total_steps(self.spec, said)
         rest = total - said.step if total is not None and said.step is not None else None
         started = self.launched.at if self.launched else None
+        tag = checkpoints.latest_tag(self.train_dir) if self.train_dir else None
         return messages.ActiveRun(
             id=self.id,
             pid=self.launched.child.pid if self.launched else None,
@@ -173,10 +174,12 @@ class LiveRun:
             elapsed_seconds=max(time.time() - started, 0.0) if started else None,
             detail=said.detail,
             warning=next(iter(self._warnings(said)), None),
-            checkpoint=(checkpoints.latest_tag(self.train_dir) if self.train_dir else None)
-            or said.checkpoint,
+            checkpoint=tag or said.checkpoint,
             train_dir=str(self.train_dir) if self.train_dir else None,
             stopping=stopping,
+            first_step=said.first_step,
+            checkpoint_step=checkpoints.step_of(tag or said.checkpoint),
+            checkpoint_age_seconds=checkpoints.age(self.train_dir) if self.train_dir and tag else None,
         )
 
     def _warnings(self, said: Snapshot) -> list[str]:

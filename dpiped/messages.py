@@ -256,7 +256,11 @@ class Welcome(Reply, frozen=True, tag="welcome"):
 
 
 class ActiveRun(Struct, frozen=True):
-    """Progress of the run that is going on. Times are seconds; `started_at` is Unix time."""
+    """Progress of the run that is going on. Times are seconds; `started_at` is Unix time.
+
+    `first_step` is the first step that this run printed. `checkpoint_step` is the step of `checkpoint`, and
+    `checkpoint_age_seconds` the time since one was completed: what a stop without saving would lose.
+    """
 
     id: str
     pid: int | None = None
@@ -275,10 +279,16 @@ class ActiveRun(Struct, frozen=True):
     checkpoint: str | None = None
     train_dir: str | None = None
     stopping: str | None = None
+    first_step: int | None = None
+    checkpoint_step: int | None = None
+    checkpoint_age_seconds: float | None = None
 
 
 class LastRun(Struct, frozen=True):
-    """How the most recent run ended. `exit_code` and `signal` are null when nobody saw the exit."""
+    """How the most recent run ended. `exit_code` and `signal` are null when nobody saw the exit.
+
+    `line` is the line of the log that says what was wrong, of a run that failed or whose end is unknown.
+    """
 
     id: str
     outcome: OutcomeName
@@ -286,6 +296,7 @@ class LastRun(Struct, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     ended_at: float | None = None
+    line: str | None = None
 
 
 class TensorBoard(Struct, frozen=True):
@@ -399,7 +410,10 @@ class Saved(Reply, frozen=True, tag="saved"):
 
 
 class RunSummary(Struct, frozen=True):
-    """One line of the history. `state` is running or an outcome; `pid` the launcher's; times Unix times."""
+    """One line of the history. `state` is running or an outcome; `pid` the launcher's; times Unix times.
+
+    `line` is the line of the log that says what was wrong, of a run that failed or whose end is unknown.
+    """
 
     id: str
     state: str
@@ -415,6 +429,7 @@ class RunSummary(Struct, frozen=True):
     loss: float | None = None
     resumed_from: str | None = None
     pid: int | None = None
+    line: str | None = None
 
 
 class Runs(Reply, frozen=True, tag="runs"):
@@ -423,8 +438,18 @@ class Runs(Reply, frozen=True, tag="runs"):
     runs: tuple[RunSummary, ...]
 
 
+class Failure(Struct, frozen=True):
+    """The line that says what was wrong, and the cursor of its beginning in the log."""
+
+    line: str
+    cursor: int
+
+
 class RunReply(Reply, frozen=True, tag="run"):
-    """One run. `ended` is false while it goes on; `form` is what it was made from, its key hidden."""
+    """One run. `ended` is false while it goes on; `form` is what it was made from, its key hidden.
+
+    `failure` is where `line` of the summary stands in the log; null if there is none, or it is not found.
+    """
 
     summary: RunSummary
     ended: bool
@@ -437,6 +462,7 @@ class RunReply(Reply, frozen=True, tag="run"):
     peak_memory_bytes: int | None = None
     env: dict[str, str] = {}
     form: Form | None = None
+    failure: Failure | None = None
 
 
 class LogLines(Reply, frozen=True, tag="lines"):

@@ -28,6 +28,9 @@ _PORT = re.compile(r"port: (\d+)")
 _DROPPED_OUT = (
     (b"WARNING: You have set a lot of resolutions", "more than 3 resolutions: train.py quits at once"),
 )
+LINE_LIMIT = 500
+"""So much of the line is recorded: the record has to fit into the room reserved for it."""
+_RANK_ENDED = "exits with return code"
 SIGKILL_EXITS = (247, 137)
 """-9 of a rank as deepspeed (256 - 9) and as a shell (128 + 9) pass it on."""
 
@@ -54,7 +57,19 @@ def conclude(
         epoch=said.epoch,
         loss=said.loss,
         checkpoint=said.checkpoint,
+        line=failure_line(said) if outcome in ("failed", "unknown") else None,
     )
+
+
+def failure_line(said: Snapshot) -> str | None:
+    """The line that says what was wrong: the exception, else the launcher's word, else the last one."""
+    lines = _lines(said.tail)
+    found = (
+        exception_line(said.evidence)
+        or next((line for line in reversed(lines) if _RANK_ENDED in line), "")
+        or next((line for line in reversed(lines) if line), "")
+    )
+    return found[:LINE_LIMIT] or None
 
 
 def _judge(
@@ -184,5 +199,8 @@ def exception_line(evidence: bytes) -> str:
 
 def last_line(tail: bytes) -> str:
     """The last line that is not empty, cut to 300 characters."""
-    lines = [line.strip() for line in tail.decode(errors="replace").replace("\r", "\n").split("\n")]
-    return next((line for line in reversed(lines) if line), "")[:300]
+    return next((line for line in reversed(_lines(tail)) if line), "")[:300]
+
+
+def _lines(tail: bytes) -> list[str]:
+    return [line.strip() for line in tail.decode(errors="replace").replace("\r", "\n").split("\n")]

@@ -123,7 +123,7 @@ class Exit(Struct, frozen=True):
 
 
 class Concluded(Struct, frozen=True):
-    """The daemon's conclusion, with the last figures that the log gave."""
+    """The daemon's conclusion, with the last figures that the log gave; `line` says what was wrong."""
 
     outcome: OutcomeName
     reason: str | None
@@ -132,6 +132,7 @@ class Concluded(Struct, frozen=True):
     epoch: int | None = None
     loss: float | None = None
     checkpoint: str | None = None
+    line: str | None = None
 
 
 _FILES: dict[type[Struct], str] = {

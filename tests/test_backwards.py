@@ -1,5 +1,6 @@
 """Pages of a log backwards: from the ring and from the file, against the lines that paging forwards gives."""
 
+import os
 from pathlib import Path
 
 from hypothesis import given
@@ -76,6 +77,61 @@ def test_very_long_lines_are_the_same_backwards(tmp_path: Path) -> None:
         before = page.first
     assert read == forwards(path, upto, logs.CHUNK) and len(read) == 5
     assert backwards.lines_before(tmp_path / "none", 9, 1, 9) == Page((), 0, 0)
+
+
+@CALM
+@given(TEXTS, st.sampled_from(["a", "bc", "word", "x", "0123456789", "\ufffd", "a\ufffdbc", "none"]))
+def test_the_last_line_with_a_text(data: bytes, text: str) -> None:
+    needle = max(text.split("\ufffd"), key=len).encode()
+    model = model_of(data)
+    lines = [*model.lines, (model.next, model.unfinished)]
+    expected = [start for start, raw in lines if needle and needle in raw]
+    with file_of(data) as path:
+        assert backwards.line_of(path, text) == (expected[-1] if expected else None)
+
+
+def test_a_text_is_found_across_blocks_and_not_looked_for_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    for place in (logs.CHUNK - 3, logs.CHUNK, logs.CHUNK + 3):
+        path.write_bytes(b"begin\n" * 10 + b"NEEDLE" + b"x" * (place - 7) + b"\n")
+        assert backwards.line_of(path, "NEEDLE") == 60
+    path.write_bytes(b"NEEDLE" + b"x\n" * (backwards.LOOK_BACK // 2))
+    assert backwards.line_of(path, "NEEDLE") is None
+    assert backwards.line_of(tmp_path / "none", "NEEDLE") is None
+
+
+def test_where_a_run_says_why_it_failed(shim: Shim) -> None:
+    workspace = shim.workspace
+    run = workspace.start(workspace.config("raises"))
+    workspace.until_ended(run)
+    found = shim.get(f"/runs/{run}")[1]
+    line, cursor = found["failure"]["line"], found["failure"]["cursor"]
+    assert line and found["summary"]["line"] == line == shim.get("/status")[1]["last_run"]["line"]
+    assert line in shim.get(f"/runs/{run}/lines", after=cursor, limit=1)[1]["lines"][0]
+    (workspace.runs_dir / run / "output.log").write_text("something else\n")
+    assert shim.get(f"/runs/{run}")[1]["failure"] is None
+
+
+def test_what_a_stop_without_saving_would_lose(shim: Shim) -> None:
+    workspace = shim.workspace
+    run = workspace.start(workspace.config(until=str(workspace.go)))
+    active = workspace.until_step(2)
+    assert (active["first_step"], active["checkpoint_step"], active["checkpoint_age_seconds"]) == (
+        1,
+        None,
+        None,
+    )
+    saved = shim.post("/train/save")[1]["checkpoint"]
+    active = shim.get("/status")[1]["run"]
+    assert saved == f"global_step{active['checkpoint_step']}" and 0 <= active["checkpoint_age_seconds"] < 30
+    latest = Path(active["train_dir"]) / "latest"
+    os.utime(latest, (latest.stat().st_mtime - 600,) * 2)
+    assert 600 <= shim.get("/status")[1]["run"]["checkpoint_age_seconds"] < 630
+    assert shim.post("/train/stop", mode="save")[1]["status"] == "stopped"
+    resumed = shim.post("/train/resume", {"run": run})[1]["run"]
+    again = workspace.until_step(active["checkpoint_step"] + 2)
+    assert again["id"] == resumed and again["first_step"] > active["checkpoint_step"]
+    assert shim.get(f"/runs/{resumed}")[1]["summary"]["line"] is None
 
 
 def pages_backwards(shim: Shim, run: str, limit: int) -> tuple[list[str], int]:

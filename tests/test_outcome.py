@@ -232,6 +232,28 @@ def test_records_and_log_together_give_the_outcome(
     assert (told.reason is None) == (outcome == "completed")
 
 
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        (STEP + b"Traceback (most recent call last):\n  a\nValueError: x\n" + b"more\n", "ValueError: x"),
+        (
+            STEP + b"[rank0]: Traceback (most recent call last):\n[rank0]:   a\n[rank0]: KeyError: 1\n",
+            "KeyError: 1",
+        ),
+        (STEP + b"[..] exits with return code = -9\nlast\n", "[..] exits with return code = -9"),
+        (STEP + b"almost\r last \n\n", "last"),
+        (b"y" * 5000, "y" * 500),
+        (b"", None),
+    ],
+)
+def test_the_line_that_says_why(log: bytes, line: str | None) -> None:
+    for exit_ in (Exit(1, None, 9.0), None):
+        told = conclude(exit_, None, parsed(log))
+        assert told.outcome in ("failed", "unknown") and told.line == line
+    assert conclude(Exit(0, None, 9.0), None, parsed(log + b"\nTRAINING COMPLETE!\n")).line is None
+    assert conclude(Exit(None, 15, 9.0), ASKED, parsed(log)).line is None
+
+
 def test_the_last_figures_go_into_the_conclusion() -> None:
     assert conclude(
         Exit(0, None, 9.5), None, parsed(EPOCH + CHECKPOINT + STEP + b"TRAINING COMPLETE!\n")
