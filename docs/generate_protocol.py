@@ -48,6 +48,7 @@ def render() -> str:
         messages.Gpu,
         messages.RunSummary,
         messages.Failure,
+        messages.Difference,
         messages.FieldError,
         messages.MissingPath,
         messages.Form,

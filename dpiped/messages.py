@@ -41,6 +41,7 @@ Pid: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 How: TypeAlias = Literal["save", "term", "kill"]
 State: TypeAlias = Literal["idle", "starting", "running", "stopping"]
+ConfigFile: TypeAlias = Literal["training", "dataset"]
 OutcomeName: TypeAlias = Literal["completed", "stopped", "failed", "unknown"]
 
 
@@ -215,6 +216,19 @@ class SearchLog(Request, frozen=True, tag="search"):
     text: Annotated[str, Meta(min_length=1, max_length=200)]
     after: Offset = 0
     limit: Annotated[int, Meta(ge=1, le=1000)] = 500
+
+
+class ReadConfig(Request, frozen=True, tag="config"):
+    """The two TOML files that a run was launched with."""
+
+    run: RunName
+
+
+class Compare(Request, frozen=True, tag="compare"):
+    """What is different between the config that a run was launched with and what `form` gives now."""
+
+    run: RunName
+    form: Form
 
 
 class Reload(Request, frozen=True, tag="reload"):
@@ -523,6 +537,30 @@ class Found(Reply, frozen=True, tag="found"):
     end: bool
 
 
+class ConfigTexts(Reply, frozen=True, tag="config"):
+    """The files' texts. A key is hidden."""
+
+    run: str
+    training_toml: str
+    dataset_toml: str
+
+
+class Difference(Struct, frozen=True):
+    """`key` is dotted (`directory[0].path`); `before` and `after` the values as JSON text, null if absent."""
+
+    file: ConfigFile
+    key: str
+    before: str | None
+    after: str | None
+
+
+class Compared(Reply, frozen=True, tag="compared"):
+    """None: the same. Comments, the key and where the files themselves lie are not compared."""
+
+    run: str
+    differences: tuple[Difference, ...]
+
+
 class Reloading(Reply, frozen=True, tag="reloading"):
     """The daemon goes away for a moment and comes back under the same pid, with another `started_at`."""
 
@@ -550,6 +588,8 @@ AnyRequest: TypeAlias = (
     | ReadRaw
     | ReadSeries
     | SearchLog
+    | ReadConfig
+    | Compare
     | Reload
 )
 AnyReply: TypeAlias = (
@@ -569,6 +609,8 @@ AnyReply: TypeAlias = (
     | RawLog
     | Series
     | Found
+    | ConfigTexts
+    | Compared
     | Reloading
 )
 

@@ -22,6 +22,7 @@ from dpiped import (
     resume,
     rundir,
     saving,
+    snapshots,
     sources,
     validation,
     view,
@@ -105,6 +106,11 @@ class Verbs:
                 return await self._logs.series(request)
             case messages.SearchLog():
                 return await self._logs.search(request)
+            case messages.ReadConfig():
+                return snapshots.texts(self._supervisor.runs, named.run_id(self._supervisor, request.run))
+            case messages.Compare():
+                run = named.run_id(self._supervisor, request.run)
+                return snapshots.compare(self._settings, self._supervisor.runs, run, request.form)
             case messages.Reload():
                 self._on_reload()
                 return messages.Reloading(os.getpid(), self._started_at)

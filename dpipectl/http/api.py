@@ -177,6 +177,18 @@ async def search(request: Request) -> Response:
     return document(await asking.ask(request, asked, messages.Found))
 
 
+async def config(request: Request) -> Response:
+    """The two files that a run was launched with."""
+    return document(await asking.ask(request, messages.ReadConfig(_run(request)), messages.ConfigTexts))
+
+
+async def compare(request: Request) -> Response:
+    """What would be different if a form were started now."""
+    form, sent = await asking.form(request)
+    asked = messages.Compare(_run(request), form)
+    return document(await asking.ask(request, asked, messages.Compared, sent=sent))
+
+
 async def log(request: Request) -> Response:
     """The whole log as it was printed, as a file."""
     first = await asking.ask(request, messages.ReadRaw(_run(request), after=0), messages.RawLog)
