@@ -19,7 +19,7 @@ from pathlib import Path
 from dpiped import checkpoints, events, logs, messages, procs, redaction, rundir
 from dpiped.curve import Curve
 from dpiped.errors import InvalidInput
-from dpiped.outcome import hang
+from dpiped.outcome import failing, hang
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
 from dpiped.settings import Settings
@@ -177,6 +177,7 @@ class LiveRun:
             checkpoint=tag or said.checkpoint,
             train_dir=str(self.train_dir) if self.train_dir else None,
             stopping=stopping,
+            failing=None if stopping else failing(said),
             first_step=said.first_step,
             checkpoint_step=checkpoints.step_of(tag or said.checkpoint),
             checkpoint_age_seconds=checkpoints.age(self.train_dir) if self.train_dir and tag else None,

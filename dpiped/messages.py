@@ -272,7 +272,8 @@ class Welcome(Reply, frozen=True, tag="welcome"):
 class ActiveRun(Struct, frozen=True):
     """Progress of the run that is going on. Times are seconds; `started_at` is Unix time.
 
-    `first_step` is the first step that this run printed. `checkpoint_step` is the step of `checkpoint`, and
+    `failing` says why it is about to fail, before its end is known. `first_step` is the first step that
+    this run printed. `checkpoint_step` is the step of `checkpoint`, and
     `checkpoint_age_seconds` the time since one was completed: what a stop without saving would lose.
     """
 
@@ -293,6 +294,7 @@ class ActiveRun(Struct, frozen=True):
     checkpoint: str | None = None
     train_dir: str | None = None
     stopping: str | None = None
+    failing: str | None = None
     first_step: int | None = None
     checkpoint_step: int | None = None
     checkpoint_age_seconds: float | None = None

@@ -98,6 +98,16 @@ def _judge(
     return _failed(exit_, said)
 
 
+def failing(said: Snapshot) -> str | None:
+    """Why the run is about to fail: deepspeed has told a rank's exit, and takes seconds to end itself."""
+    if not said.rank_exit_code:
+        return None
+    if said.rank_exit_code < 0:
+        return _killed(-said.rank_exit_code)
+    line = exception_line(said.evidence)
+    return _explain(line) if line else f"a training process ended with exit code {said.rank_exit_code}"
+
+
 def hang(said: Snapshot) -> str | None:
     """What is known to leave train.py waiting for ever: a traceback before the training has begun.
 

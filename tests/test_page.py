@@ -149,7 +149,8 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
     killed = time.monotonic()
     browser.until(".failure", "SIGKILL", 10)
     assert time.monotonic() - killed < 3.0
-    assert browser.text(".status .pill") == "Failed" and "Failed" in browser.driver.title
+    browser.until(".status .pill", "Failed")
+    wait_until(lambda: "Failed" in browser.driver.title, "the tab says it too")
     no_doubt(browser, (real.runs_dir / run / "output.log").read_bytes())
     browser.press("Show it in the log", ".failure")
     browser.until(".log .here")

@@ -42,7 +42,7 @@ export class Status {
     const fresh = live.link === "open" && live.reachable;
     const done = share(progress);
     this.#state(state, T.states[state]);
-    this.failure.hidden = true;
+    this.#failed(progress.failing ?? null, null);
     this.#warn(progress.warning);
     this.#progress(done, progress.total_steps === null ? T.status.stepAlone(count(progress.step)) : T.status.stepOf(count(progress.step ?? 0), count(progress.total_steps), done));
     const phase = T.phases[progress.phase] ?? progress.phase;
@@ -70,11 +70,7 @@ export class Status {
     const { summary } = record;
     this.#state(summary.state, T.states[summary.state] ?? summary.state);
     const bad = ["failed", "unknown", "damaged"].includes(summary.state);
-    this.failure.hidden = !bad;
-    say(this.reason, summary.reason ?? T.status.noReason);
-    say(this.line, record.failure?.line ?? "");
-    this.line.hidden = !record.failure;
-    this.failure.lastElementChild.hidden = !record.failure;
+    this.#failed(bad ? summary.reason ?? T.status.noReason : null, record.failure?.line ?? null);
     this.#warn(null);
     const total = record.form?.epochs;
     this.bar.parentElement.hidden = true;
@@ -104,6 +100,15 @@ export class Status {
   #state(kind, text) {
     this.pill.className = `pill ${live.link === "lost" || !live.reachable ? "lost" : kind}`;
     say(this.pill, text);
+  }
+
+  /** Why it failed, in words, and the line of the log that says so. */
+  #failed(reason, line) {
+    this.failure.hidden = reason === null;
+    say(this.reason, reason ?? "");
+    say(this.line, line ?? "");
+    this.line.hidden = line === null;
+    this.failure.lastElementChild.hidden = line === null;
   }
 
   #warn(text) {
