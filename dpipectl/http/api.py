@@ -19,7 +19,7 @@ from dpipectl.http import answers, asking, reading
 from dpipectl.http.answers import Problem, document
 from dpipectl.http.daemon import Daemon
 from dpiped import messages
-from dpiped.errors import DpipedError
+from dpiped.errors import DpipedError, InvalidForm
 
 RUN = r"[A-Za-z0-9._-]{1,128}"
 LARGEST_CURSOR = 1 << 60
@@ -94,7 +94,12 @@ async def preview(request: Request) -> Response:
 
 async def check(request: Request) -> Response:
     """Everything that is wrong with a form, also what a start would find too late."""
-    form, sent = await asking.form(request)
+    data, sent = await reading.body(request)
+    try:
+        form = forms.convert(data, ignore_unknown=True)
+    except InvalidForm as error:
+        # What has no value of its type can't be looked at any further.
+        return document(Checked(False, tuple(messages.FieldError(*each) for each in error.fields)))
     reply = await asking.ask(
         request, messages.Validate(form=form), messages.Validated, asking.LAUNCH_WAIT, sent
     )

@@ -163,15 +163,10 @@ export class Form {
 
   // --- checking
 
-  /** [field, message] of everything that is wrong. Raises Refusal if that can't be found out. */
+  /** [field, message] of everything that is wrong. Throws Refusal if that can't be found out. */
   async #findings() {
-    try {
-      const { findings } = await post("train/check", this.#values());
-      return findings.map((each) => [each.field, each.message]);
-    } catch (error) {
-      if (error instanceof Refusal && error.status === 422) return error.fields;
-      throw error;
-    }
+    const { findings } = await post("train/check", this.#values());
+    return findings.map((each) => [each.field, each.message]);
   }
 
   #place(findings, all) {

@@ -21,8 +21,7 @@ class Live extends EventTarget {
   #timer = 0;
 
   start() {
-    clearTimeout(this.#timer);
-    this.#source?.close();
+    this.stop();
     const query = this.#id ? { last_event_id: this.#id } : { tail: 1 };
     const source = new EventSource(address("events", query));
     this.#source = source;
@@ -39,6 +38,12 @@ class Live extends EventTarget {
     on("state", (data) => this.#state(JSON.parse(data)));
     on("progress", (data) => this.#progress(JSON.parse(data)));
     on("end", (data) => this.#end(JSON.parse(data)));
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    this.#source?.close();
+    this.#source = null;
   }
 
   /** Is that run the one whose lines come by? */
@@ -114,4 +119,7 @@ class Live extends EventTarget {
 }
 
 export const live = new Live();
+// A page that is kept for the back button must not keep one of the few connections that a browser opens.
+addEventListener("pagehide", () => live.stop());
+addEventListener("pageshow", (event) => event.persisted && live.start());
 gate.addEventListener("login", () => live.dispatchEvent(new Event("login")));
