@@ -24,7 +24,7 @@ export function choose(title, content, choices, act = async () => null) {
         finish(value);
       }, { class: kind ?? "" }));
     const dialog = h("dialog", { "aria-labelledby": id }, h("h2", { id }, title), h("div", { class: "content" }, content), error,
-      h("div", { class: "choices" }, ...buttons, button(T.dialog.cancel, () => finish(null))));
+      h("div", { class: "choices" }, ...buttons, button(choices.length ? T.dialog.cancel : T.dialog.close, () => finish(null))));
     let given = null;
     const finish = (value) => {
       given = value;
@@ -49,7 +49,7 @@ export function show(title, content) {
 export function toast(text, kind = "done") {
   let place = document.querySelector(".toasts");
   place ??= document.body.appendChild(h("div", { class: "toasts", role: "status" }));
-  const made = h("div", { class: `toast ${kind}` }, h("span", {}, text), button("×", () => made.remove(), { "aria-label": T.dialog.close, class: "plain" }));
+  const made = h("div", { class: `toast ${kind}` }, h("span", {}, text), button("×", () => made.remove(), { "aria-label": T.dialog.dismiss, class: "plain" }));
   place.append(made);
   if (kind !== "error") setTimeout(() => made.remove(), 8000);
 }

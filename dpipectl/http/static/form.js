@@ -36,7 +36,7 @@ export class Form {
     this.file = h("input", { type: "file", accept: ".json,.toml,application/json", class: "aside", tabindex: "-1", "aria-label": T.form.load });
     this.file.addEventListener("change", () => void this.#load());
     this.element = h("form", { class: "training", novalidate: true },
-      h("div", { class: "panel" }, this.title, h("p", { class: "quiet" }, T.form.intro), this.busy),
+      h("div", { class: "panel" }, h("div", { class: "head" }, this.title, this.#files()), h("p", { class: "quiet" }, T.form.intro), this.busy),
       this.groups,
       h("div", { class: "bottom" }, this.found, this.#buttons()));
     this.element.addEventListener("submit", (event) => event.preventDefault());
@@ -55,9 +55,11 @@ export class Form {
     this.startButton = button(T.form.start, () => this.#start(), { class: "primary" });
     return h("div", { class: "actions" }, this.startButton,
       button(T.form.check, () => this.#checkAll()),
-      button(T.form.preview, () => this.#preview()),
-      h("span", { class: "gap" }),
-      this.file,
+      button(T.form.preview, () => this.#preview()));
+  }
+
+  #files() {
+    return h("div", { class: "actions" }, this.file,
       button(T.form.load, () => this.file.click()),
       button(T.form.saveJson, () => download(T.form.file("json"), `${JSON.stringify(this.#shareable(), null, 2)}\n`, "application/json")),
       button(T.form.saveToml, () => this.#saveToml()),

@@ -21,6 +21,8 @@ const FAR = 4; // pages behind; further, it goes to the end at once
 export class Log {
   known = 0; // the log is at least so long
   following = true;
+  over = false;
+  failure = null;
   #pending = []; // live lines that are to be shown with the next frame
   #pendingEnd = 0;
   #frame = 0;
@@ -29,10 +31,10 @@ export class Log {
   #scrolled = 0;
   #opened = false;
   #until = new AbortController();
+  #size;
 
-  constructor(run, failure) {
+  constructor(run) {
     this.run = run;
-    this.failure = failure;
     this.lines = new Lines();
     this.current = h("div", { class: "line now", hidden: true });
     this.view = h("div", { class: "view", tabindex: "0", role: "region", "aria-label": T.log.region }, this.lines.element, this.current);
@@ -46,6 +48,8 @@ export class Log {
     listen("log", (told) => this.#told(told));
     listen("current", (text) => live.isAt(this.run) && this.#showCurrent(text));
     listen("end", (record) => record.id === this.run && this.#showCurrent(""));
+    this.#size = new ResizeObserver(() => this.following && this.#scrollDown());
+    this.#size.observe(this.view);
     // Opened while the daemon was away.
     listen("state", () => !this.#opened && live.reachable && void this.toEnd());
     void this.toEnd();
@@ -53,6 +57,7 @@ export class Log {
 
   close() {
     this.#until.abort();
+    this.#size.disconnect();
     cancelAnimationFrame(this.#frame);
     this.search.close();
   }
@@ -65,7 +70,7 @@ export class Log {
       this.view.classList.toggle("wrap", wrap.checked);
       if (this.following) this.#scrollDown();
     });
-    this.failureButton = button(T.log.failure, () => this.toFailure(), { hidden: !this.failure });
+    this.failureButton = button(T.log.failure, () => this.toFailure(), { hidden: true });
     return h("div", { class: "head" },
       h("h2", { id: "log-title" }, T.log.title),
       this.search.element,
@@ -79,10 +84,12 @@ export class Log {
         this.said));
   }
 
-  /** The run has failed, for the reason at that line {line, cursor}. */
-  setFailure(failure) {
-    this.failure = failure;
-    this.failureButton.hidden = !failure;
+  /** What is known of the run by now: whether it is over, and the line {line, cursor} that says why it failed. */
+  know(record) {
+    this.over = record.ended;
+    this.failure = record.failure;
+    this.failureButton.hidden = !record.failure;
+    this.#showBelow();
   }
 
   // --- where the window is
@@ -271,7 +278,7 @@ export class Log {
   #showBelow() {
     this.below.hidden = this.following;
     if (this.following) this.#missed = 0;
-    say(this.below, this.#missed ? T.log.newLines(count(this.#missed)) : T.log.paused);
+    say(this.below, this.#missed ? T.log.newLines(count(this.#missed)) : this.over ? T.log.toEnd : T.log.paused);
   }
 
   // --- the rest

@@ -71,11 +71,11 @@ export class Run {
     }
     if (!this.chart) {
       this.chart = new Chart(this.run, this.#record.summary.resumed_from);
-      this.log = new Log(this.run, this.#record.failure ?? null);
+      this.log = new Log(this.run);
       this.left.insertBefore(this.chart.element, this.config);
       this.right.append(this.log.element);
     }
-    this.log.setFailure(this.#record.failure ?? null);
+    this.log.know(this.#record);
     if (this.#record.ended) this.chart.refresh();
     this.#shown();
   }

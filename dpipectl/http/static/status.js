@@ -47,6 +47,7 @@ export class Status {
     this.#progress(done, progress.total_steps === null ? T.status.stepAlone(count(progress.step)) : T.status.stepOf(count(progress.step ?? 0), count(progress.total_steps), done));
     const phase = T.phases[progress.phase] ?? progress.phase;
     say(this.detail, progress.stopping ?? progress.detail ?? "");
+    this.detail.hidden = false;
     const elapsed = progress.elapsed_seconds === null ? null : progress.elapsed_seconds + (fresh ? since : 0);
     this.#put("phase", phase);
     this.#put("epoch", progress.epoch === null ? T.unknown : progress.epochs ? T.status.epochOf(count(progress.epoch), count(progress.epochs)) : count(progress.epoch));
@@ -75,6 +76,7 @@ export class Status {
     const total = record.form?.epochs;
     this.bar.parentElement.hidden = true;
     say(this.detail, bad ? "" : summary.reason ?? "");
+    this.detail.hidden = bad || !summary.reason;
     const [begun, ended] = [summary.started_at, summary.ended_at];
     this.#put("steps", count(summary.step));
     this.#put("epoch", summary.epoch === null ? T.unknown : total ? T.status.epochOf(count(summary.epoch), count(total)) : count(summary.epoch));

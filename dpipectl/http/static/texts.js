@@ -30,7 +30,7 @@ export const T = {
   },
   welcome: { title: "Nothing has run yet", text: "Set up a training; this page then shows how it goes on.", start: "New training" },
   login: { title: "Log in", text: "This server wants its token (DIFFPIPE_HTTP_TOKEN).", token: "Token", go: "Log in" },
-  dialog: { cancel: "Close", close: "Close this message" },
+  dialog: { cancel: "Cancel", close: "Close", dismiss: "Close this message" },
   sign: {
     idle: "Idle", starting: "Starting", running: "Running", stopping: "Stopping", completed: "Completed", stopped: "Stopped", failed: "Failed",
     unknown: "Ended unseen", lost: "Not connected", loss: (text) => `loss ${text}`,
@@ -108,7 +108,7 @@ export const T = {
   },
   log: {
     title: "Log", region: "Log of the run", failure: "To the failure", begin: "Beginning", end: "End", copy: "Copy", download: "Download", wrap: "Wrap",
-    newLines: (number) => `${plural(number, "new line", "new lines")} ↓`, paused: "Following is paused ↓",
+    newLines: (number) => `${plural(number, "new line", "new lines")} ↓`, paused: "Following is paused ↓", toEnd: "To the end ↓",
     copied: (number) => `${plural(number, "line", "lines")} copied`, notCopied: "The browser did not let it be copied.",
   },
   search: {
