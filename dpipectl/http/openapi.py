@@ -45,6 +45,7 @@ def make(root_path: str, needs_token: bool) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(ordered, ref_template=REF)
     named = dict(zip(ordered, schemas, strict=True))
     _explain_form(components["Form"])
+    _without_prefix_items(components)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -109,6 +110,20 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "description": parameter.text,
         "schema": parameter.schema,
     }
+
+
+def _without_prefix_items(schema: Any) -> None:
+    """Lists of a fixed length in words that readers of older drafts know too, schemathesis for one."""
+    if isinstance(schema, list):
+        for each in schema:
+            _without_prefix_items(each)
+    elif isinstance(schema, dict):
+        prefix = schema.pop("prefixItems", None)
+        if isinstance(prefix, list):
+            kinds = [each for at, each in enumerate(prefix) if each not in prefix[:at]]
+            schema["items"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+        for each in schema.values():
+            _without_prefix_items(each)
 
 
 def _explain_form(schema: dict[str, Any]) -> None:

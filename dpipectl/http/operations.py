@@ -13,7 +13,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dpipectl.http import api, controlpilot, live, login, metrics
+from dpipectl.http import api, controlpilot, form_file, live, login, metrics
 from dpipectl.http.controlpilot import LARGEST_LIMIT, LARGEST_PID, LIMIT, STOP_LONGEST, STOP_WAIT
 from dpiped import messages
 
@@ -361,6 +361,16 @@ MORE = (
         "Everything that is wrong with a form, model files that are not there included.",
         {200: Answer("What was found.", api.Checked)},
         body=messages.Form,
+        errors=(413, 422),
+    ),
+    Operation(
+        "POST",
+        "/train/form",
+        "form",
+        form_file.form,
+        "Reads a form that was saved as JSON or TOML. Its values are not checked; a key is left out.",
+        {200: Answer("What it says.", form_file.FormRead)},
+        body=form_file.FormText,
         errors=(413, 422),
     ),
     Operation(
