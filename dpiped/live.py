@@ -120,6 +120,8 @@ class LiveRun:
             gained = True
             self.progress.feed(chunk)
             self.ring.feed(chunk)
+            # A chunk full of steps takes some 15 ms here and as long there.
+            await asyncio.sleep(0)
             self.curve.feed(chunk)
             await asyncio.sleep(0)
         return gained

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpiped import backwards, logs
+from dpipectl.client import Failed
+from dpiped import backwards, logs, messages
 from dpiped.logs import Page
 from tests.harness import Workspace
 from tests.test_logs import CALM, PIECES, PLENTY, TEXTS, file_of, model_of, ring_of
@@ -161,5 +163,8 @@ def test_a_live_and_a_past_run_are_read_backwards(workspace: Workspace) -> None:
     assert lines == text.splitlines() and end == len(text.encode())
     assert shim.get(f"/runs/{run}/lines", before=0)[1]["lines"] == []
     assert shim.get(f"/runs/{run}/lines", before=1 << 59, limit=1)[1]["lines"] == lines[-1:]
+    with pytest.raises(Failed) as refused:
+        workspace.ask(messages.ReadLog(run, before=10, after=10))
+    assert refused.value.error.field == "before"
     status, found = shim.get(f"/runs/{run}/lines", before=10, after=10)
     assert status == 422 and found["detail"][0]["loc"] == ["query", "before"]
