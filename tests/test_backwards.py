@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from dpipectl.client import Failed
 from dpiped import backwards, logs, messages
 from dpiped.logs import Page
 from tests.harness import Workspace
+from tests.helpers import wait_until
 from tests.test_logs import CALM, PIECES, PLENTY, TEXTS, file_of, model_of, ring_of
 from tests.web import Shim
 
@@ -131,7 +133,12 @@ def test_what_a_stop_without_saving_would_lose(shim: Shim) -> None:
     assert 600 <= shim.get("/status")[1]["run"]["checkpoint_age_seconds"] < 630
     assert shim.post("/train/stop", mode="save")[1]["status"] == "stopped"
     resumed = shim.post("/train/resume", {"run": run})[1]["run"]
-    again = workspace.until_step(active["checkpoint_step"] + 2)
+
+    def stepped() -> Any:
+        run = shim.get("/status")[1]["run"]
+        return run if run["first_step"] is not None else None
+
+    again = wait_until(stepped, "its first step")
     assert again["id"] == resumed and again["first_step"] > active["checkpoint_step"]
     assert shim.get(f"/runs/{resumed}")[1]["summary"]["line"] is None
 

@@ -40,17 +40,18 @@ PARTS = st.lists(
 
 def log_of(parts: list[tuple[int, str] | bytes], start: int = 0) -> tuple[bytes, list[tuple[int, float]]]:
     """The log, and its (step, loss) with nan for what is not finite."""
-    data, found, step = b"", [], start
+    data, found, step, last = b"", [], start, 0
     for part in parts:
         if isinstance(part, bytes):
             data += part
             continue
         number = max(step + part[0], 0)
         data += step_line(number, part[1])
-        if number > step:
+        if number > last:
             loss = math.nan if part[1][0] == "t" else float(part[1])
             found.append((number, loss if math.isfinite(loss) else math.nan))
-            step = number
+            last = number
+        step = max(step, last)
     return data, found
 
 
