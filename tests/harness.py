@@ -12,10 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
-from dpipectl.client import Client
+from dpipectl.client import Client, Failed
 from dpiped import messages
+from dpiped.errors import Unreachable
 from dpiped.settings import RUN_MARKER
 from tests.helpers import TRAINERS, wait_until
 
@@ -123,7 +125,11 @@ class Workspace:
         return self.daemon.wait(60)
 
     def answers(self) -> bool:
-        return self.ctl("status")[0] == 0
+        """Asked by a client in this process: polling with one process a look would take a core."""
+        try:
+            return isinstance(self.ask(messages.GetStatus()), messages.Status)
+        except (Unreachable, Failed):
+            return False
 
     def daemon_log(self) -> str:
         return (self.root / "daemon.log").read_text()
@@ -156,7 +162,10 @@ class Workspace:
         return run
 
     def status(self) -> Any:
-        return self.json("status")
+        """The document of `dpipectl --json status`, asked as `answers` does."""
+        reply = self.ask(messages.GetStatus())
+        assert isinstance(reply, messages.Status)
+        return json.loads(msgspec.json.encode(reply))
 
     def until_step(self, step: int, deadline: float = 20) -> Any:
         def reached() -> Any:
