@@ -61,7 +61,8 @@ def folder(settings: Settings, form: Form, field: str) -> Path:
     text = getattr(form, field)
     found = resolve(settings, field, text)
     if field == "dataset_path" and not found.is_dir():
-        raise InvalidInput(f"{field}: there is no folder {text!a:.300}", field=field)
+        said = f"{field}: there is no folder {text!a:.300}; it takes one that exists"
+        raise InvalidInput(said, field=field)
     if found.exists() and not found.is_dir():
         raise InvalidInput(f"{field}: {text!a:.300} is not a folder", field=field)
     return found

@@ -47,7 +47,7 @@ def confine(
         raise InvalidInput(f"{field}: {shown} can't be used: {why}", field=field) from error
     if not allowed:
         raise InvalidInput(
-            f"{field}: {shown} lies outside the allowed roots",
+            f"{field}: {shown} lies outside the allowed roots; it takes a path below them",
             field=field,
             hint=f"it leads to {resolved}; allowed is what lies below {', '.join(map(str, roots))} "
             "(DIFFPIPE_ALLOWED_ROOTS of the daemon replaces the roots of models and configs)",

@@ -39,7 +39,7 @@ def _in_form(settings: Settings, wanted: Wanted, form: Form) -> dict[str, str]:
         text = getattr(form, field)
         try:
             if form_paths.missing(settings, {field: text}):
-                found[field] = f"there is nothing at {text!a:.300}"
+                found[field] = f"there is nothing at {text!a:.300}; it takes a file or folder that exists"
         except InvalidInput as error:
             found[field] = error.message
     return dict(sorted(found.items(), key=lambda each: _position(each[0])))

@@ -103,7 +103,11 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """The visible text of the first match; "" for none."""
-        said: str = self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
+        script = (
+            "const found = document.querySelector(arguments[0]);"
+            "return found?.checkVisibility() ? found.innerText : ''"
+        )
+        said: str = self.run(script, selector)
         return said
 
     def fact(self, name: str) -> str:

@@ -258,7 +258,7 @@ def test_paths_are_cut_out_of_errors(text: str, sent: str, shown: str) -> None:
 
 
 def test_paths_are_as_they_are_and_a_lost_client_is_no_traceback(shim: Shim) -> None:
-    for path in ("/status/", "/train/logs/", "/"):
+    for path in ("/status/", "/train/logs/", "/page/", "/page/none.js"):
         assert shim.get(path)[0] == 404
     with socket.create_connection(("127.0.0.1", shim.port)) as connection:
         connection.sendall(b"POST /dpipe/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nx")

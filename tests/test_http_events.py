@@ -19,7 +19,7 @@ import zmq
 
 from dpipectl.http.daemon import Daemon
 from dpipectl.http.feed import Feed
-from dpipectl.http.live import Follower, Place
+from dpipectl.http.live import Follower, Place, Wanted
 from dpiped import messages
 from tests.harness import Workspace
 from tests.helpers import HERE, wait_until
@@ -303,7 +303,7 @@ def test_while_the_end_can_not_be_told_the_lines_are_and_nothing_spins(tmp_path:
     async def follow() -> bytes:
         daemon = Daemon(str(tmp_path / "d.sock"))
         feed = Feed(daemon)
-        follower = Follower(daemon, feed, Place(RUN, 0), 0, 1.0)
+        follower = Follower(daemon, feed, Place(RUN, 0), Wanted(0, 1.0, False))
         found = b"".join([each async for each in follower.stream()])
         feed.close()
         daemon.close()

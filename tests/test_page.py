@@ -1,4 +1,4 @@
-"""The page in Chromium before a real daemon, shim and DeepSpeed training: a person's whole way, faults included."""
+"""The page in Chromium before a real daemon, shim and DeepSpeed training: a person's way, faults included."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from tests.browser import Browser
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import require, wait_until
 from tests.test_training import command, quick_config, steps_in
-from tests.web import MODELS, Shim
+from tests.web import Shim
 
 # The very first launch on a machine compiles a C++ part of DeepSpeed.
 pytestmark = pytest.mark.timeout(240)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from selenium.webdriver.common.keys import Keys
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -22,15 +23,33 @@ from tests.web import MODELS, Shim
 
 pytestmark = pytest.mark.timeout(120)
 
+TOKEN = "correct-horse-battery-staple"
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Browser]:
     """A Chromium for all views."""
     made = Browser()
     yield made
     made.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """The same, on an empty page, with nothing written to its console."""
+    chromium.open("about:blank")
+    chromium.console()
+    return chromium
+
+
+def with_models(shim: Shim, **fields: Any) -> dict[str, Any]:
+    """A form with nothing wrong in it."""
+    models = shim.workspace.root / "models"
+    models.mkdir()
+    for name in MODELS:
+        (models / name).write_text("weights")
+    return shim.form(**fields)
 
 
 class Scene:
@@ -44,7 +63,7 @@ class Scene:
         self.completed = self._ended(self.config("curve", points=1500, parts=6, steps=1500))
         self.failed = self._ended(self.config("raises"))
         self.stopped = self._stopped()
-        self.form = self._models()
+        self.form = with_models(self.shim, wandb_run_name="a bear", epochs=50)
         self.active = self._started()
 
     def config(self, behaviour: str, **script: object) -> Path:
@@ -60,14 +79,6 @@ class Scene:
         self.workspace.until_step(3)
         self.workspace.json("stop", "--save")
         return run
-
-    def _models(self) -> dict[str, Any]:
-        """A form with nothing wrong in it."""
-        models = self.workspace.root / "models"
-        models.mkdir()
-        for name in MODELS:
-            (models / name).write_text("weights")
-        return self.shim.form(wandb_run_name="a bear", epochs=50)
 
     def _started(self) -> str:
         assert self.shim.post("/train/start", self.form)[0] == 200
@@ -126,11 +137,27 @@ def prepare(browser: Browser, scene: Scene, name: str) -> None:
             go(browser, scene, "", ".status .bar-text", "Step")
             browser.press("Stop…")
             browser.until("dialog")
+        case "login":
+            locked = Shim(scene.workspace, DIFFPIPE_HTTP_TOKEN=TOKEN)
+            browser.open(f"{locked.base}/dpipe/")
+            browser.until("#token")
+        case "resume":
+            scene.workspace.json("stop")
+            go(browser, scene, f"#/new/{scene.active}", ".toast", "Filled in")
+            browser.fill("epochs", 77)
+            browser.open(f"{scene.page}#/runs/{scene.stopped}")
+            browser.press("Resume…")
+            browser.until("dialog table", "epochs")
         case _:
             raise AssertionError(name)
 
 
-@pytest.mark.parametrize("name", ["running", "completed", "failed", "history", "form", "preview", "stop"])
+VIEWS = ("running", "completed", "failed", "history", "form", "preview", "stop", "login", "resume")
+REFUSED = "status of 401"
+"""What Chromium notes of a request that wanted a token."""
+
+
+@pytest.mark.parametrize("name", VIEWS)
 def test_a_view_looks_right_and_can_be_used_by_all(browser: Browser, scene: Scene, name: str) -> None:
     prepare(browser, scene, name)
     for theme in ("light", "dark"):
@@ -143,4 +170,226 @@ def test_a_view_looks_right_and_can_be_used_by_all(browser: Browser, scene: Scen
         assert browser.violations() == []
     browser.size(WIDE)
     browser.theme("light")
+    noted = browser.console()
+    assert [line for line in noted if not (name == "login" and REFUSED in line)] == []
+
+
+# --- the form
+
+WRONG = [
+    ("dataset_path", "nowhere", "takes one that exists"),
+    ("config_dir", "../up", "takes a path below"),
+    ("output_dir", "/etc", "takes a path below"),
+    ("transformer_path", "/etc/passwd", "takes a path below"),
+    ("vae_path", "missing.safetensors", "takes a file or folder that exists"),
+    ("num_gpus", "0", "takes a whole number from 1 to 64"),
+    ("pipeline_stages", "3", "divides the number of GPUs"),
+    ("epochs", "1.5", "takes a whole number from 1 to 1000000"),
+    ("batch_size", "", "takes a whole number from 1"),
+    ("gradient_accumulation_steps", "-1", "takes a whole number from 1"),
+    ("gradient_clipping", "lots", "takes a number from 0"),
+    ("warmup_steps", "1e3.5", "takes a whole number from 0"),
+    ("learning_rate", "0", "takes a number above 0 to 100"),
+    ("optimizer_type", "two words", "takes one word"),
+    ("betas", "[0.9", "takes"),
+    ("rank", "99999999", "takes a whole number from 1"),
+    ("dtype", "int3", "takes"),
+    ("resolutions_input", "[1, 2, 3, 4]", "takes"),
+    ("frame_buckets", "33", "takes"),
+    ("min_ar", "0", "takes a number above 0"),
+    ("save_dtype", "half a byte", "takes one word"),
+    ("resume_from_checkpoint", "20260101_00-00-00", "there is no folder"),
+]
+
+
+def test_each_field_filled_wrongly_says_so_beside_itself(browser: Browser, scene: Scene) -> None:
+    go(browser, scene, "#/new", '[data-group="monitoring"]')
+    for name, value in scene.form.items():
+        browser.fill(name, value)
+    browser.press("Check", ".bottom")
+    browser.until(".toast", "Nothing is wrong with it.")
+    said = (
+        "return Object.fromEntries([...document.querySelectorAll('.field .error:not([hidden])')]"
+        ".map((error) => [error.id.replace('error-', ''), error.textContent]))"
+    )
+    for name, value, takes in WRONG:
+        before = browser.run(f"return document.querySelector('#field-{name}').value")
+        browser.fill(name, value)
+        browser.press("Check", ".bottom")
+        found = wait_until(
+            lambda: only if list(only := browser.run(said)) == [name] else {},  # noqa: B023
+            f"a message for {name} = {value!r} alone",
+        )
+        assert takes in found[name], found
+        invalid = browser.find("[aria-invalid]")
+        assert [each.get_attribute("name") for each in invalid] == [name]
+        assert f"error-{name}" in (invalid[0].get_attribute("aria-describedby") or "")
+        assert browser.run("return document.activeElement.name") == name
+        browser.fill(name, before)
     assert browser.console() == []
+
+
+def test_the_form_is_remembered_without_its_key_saved_and_loaded(browser: Browser, scene: Scene) -> None:
+    go(browser, scene, "#/new", '[data-group="monitoring"]')
+    key = "0123456789abcdef" * 2
+    for name, value in {"epochs": 7, "enable_wandb": True, "wandb_api_key": key, "rank": 8}.items():
+        browser.fill(name, value)
+    browser.driver.refresh()
+    browser.until('[data-group="monitoring"]')
+    value = "return document.querySelector(arguments[0]).value"
+    assert browser.run(value, "#field-epochs") == "7" and browser.run(value, "#field-wandb_api_key") == ""
+    assert key not in browser.run("return JSON.stringify(localStorage)")
+    for kind in ("JSON", "TOML"):
+        browser.press(f"Save {kind}")
+        file = Path(browser.profile) / f"dpiped-form.{kind.lower()}"
+        wait_until(file.exists, f"the form as {kind}")
+        assert "wandb_api_key" not in file.read_text() and "7" in file.read_text()
+        browser.fill("epochs", 8)
+        browser.find("input[type=file]")[0].send_keys(str(file))
+        wait_until(lambda: browser.run(value, "#field-epochs") == "7", f"loaded from {kind}")
+        file.unlink()
+    broken = Path(browser.profile) / "broken.toml"
+    broken.write_text("epochs = = 3\n")
+    browser.find("input[type=file]")[0].send_keys(str(broken))
+    browser.until(".toast.error", "line 1")
+    # The one note is of that refusal.
+    assert len([line for line in browser.console() if "status of 422" not in line]) == 0
+
+
+# --- text from elsewhere
+
+
+def test_script_in_a_log_a_caption_or_a_name_is_text(browser: Browser) -> None:
+    workspace = Workspace(DIFFPIPE_CONFIG="")
+    try:
+        script = {"behaviour": "says", "texts": [HOSTILE, f"caption: {HOSTILE}"], "until": str(workspace.go)}
+        workspace.start_daemon(SCRIPT=json.dumps(script))
+        shim = Shim(workspace)
+        data = workspace.root / "datasets/<img src=x onerror=alert(1)>"
+        data.mkdir()
+        form = with_models(shim, wandb_run_name=HOSTILE, dataset_path=str(data))
+        status, answer = shim.post("/train/start", form)
+        assert status == 200, answer
+        browser.open(f"{shim.base}/dpipe/")
+        wait_until(lambda: HOSTILE in browser.log_lines(), "the log's line")
+        assert f"caption: {HOSTILE}" in browser.log_lines()
+        browser.press("Settings and record")
+        browser.until(".config .record", HOSTILE)
+        browser.press("New training like this")
+        browser.until(".toast", "Filled in")
+        value = "return document.querySelector(arguments[0]).value"
+        assert browser.run(value, "#field-wandb_run_name") == HOSTILE
+        assert browser.run(value, "#field-dataset_path") == str(data)
+        browser.press("Runs", "nav")
+        browser.until(".runs tbody tr")
+        assert browser.console() == []
+        assert browser.run("return window.pwned ?? null") is None
+        # And were a string to become HTML some day, the page's policy runs none of it.
+        injected = (
+            "const s = document.createElement('script');"
+            "try { s.append('window.pwned = 3'); document.body.append(s) }"
+            "catch (error) { return error.name }"
+            "return 'appended'"
+        )
+        assert browser.run(injected) in ("appended", "TypeError")
+        into = (
+            "try { document.body.innerHTML = arguments[0] } catch (error) { return error.name } return 'set'"
+        )
+        assert browser.run(into, HOSTILE) == "TypeError"
+        assert browser.run("return window.pwned ?? null") is None
+        assert any("Trusted" in line or "Content Security Policy" in line for line in browser.console())
+    finally:
+        workspace.close()
+
+
+# --- keyboard, prefix, token
+
+
+def test_everything_by_keyboard(browser: Browser, scene: Scene) -> None:
+    go(browser, scene, f"#/runs/{scene.completed}", ".plot .smooth")
+
+    def press(*keys: str) -> None:
+        for key in keys:
+            browser.run("return document.activeElement").send_keys(key)
+
+    browser.run("document.activeElement.blur()")
+    press(Keys.TAB)
+    assert browser.run("return document.activeElement.className") == "skip"
+    press(Keys.ENTER)
+    assert browser.run("return document.activeElement.id") == "main"
+    reached: list[str] = []
+    for _ in range(40):
+        press(Keys.TAB)
+        element = (
+            "const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || e.id"
+        )
+        reached.append(browser.run(element))
+        if reached[-1].startswith("Log of the run"):
+            break
+    for wanted in (
+        "TensorBoard",
+        "smoothing",
+        "Loss by step",
+        "Settings and record",
+        "Search in the whole",
+        "Copy",
+    ):
+        assert any(each.startswith(wanted) for each in reached), (wanted, reached)
+    browser.run("document.querySelector('.chart .frame').focus()")
+    press(Keys.HOME, Keys.ARROW_RIGHT)
+    said = browser.run("return document.activeElement.getAttribute('aria-valuetext')")
+    assert said.startswith("Step ") and "smoothed" in said.lower()
+    assert browser.text(".tip").startswith("Step ")
+    press(Keys.ESCAPE)
+    assert browser.text(".tip") == ""
+
+
+class Mounted:
+    """The application below another prefix, as ControlPilot mounts it."""
+
+    def __init__(self, workspace: Workspace, prefix: str) -> None:
+        app = create_app(socket=workspace.env["DIFFPIPE_SOCKET"], behind_another=True)
+        self.port = free_port()
+        outer = Starlette(routes=[Mount(prefix, app)])
+        config = uvicorn.Config(outer, port=self.port, log_level="warning", timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        wait_until(lambda: self.server.started, "the outer application serves")
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+def test_below_another_prefix(browser: Browser, scene: Scene) -> None:
+    mounted = Mounted(scene.workspace, "/apps/dpipe")
+    try:
+        browser.open(f"http://127.0.0.1:{mounted.port}/apps/dpipe/#/runs/{scene.completed}")
+        browser.until(".plot .smooth")
+        browser.until(".log .line")
+        link = browser.named("Download").get_attribute("href")
+        assert link == f"http://127.0.0.1:{mounted.port}/apps/dpipe/runs/{scene.completed}/log"
+        browser.press("New training", "nav")
+        browser.until('[data-group="monitoring"]')
+        assert browser.console() == []
+        browser.open("about:blank")
+    finally:
+        mounted.close()
+
+
+def test_with_a_token_the_page_asks_for_it_once(browser: Browser, scene: Scene) -> None:
+    locked = Shim(scene.workspace, DIFFPIPE_HTTP_TOKEN=TOKEN)
+    browser.driver.delete_all_cookies()
+    browser.open(f"{locked.base}/dpipe/#/runs/{scene.completed}")
+    browser.until("#token")
+    browser.find("#token")[0].send_keys("wrong-wrong-wrong-wrong")
+    browser.press("Log in", "main")
+    browser.until(".login .error", "That is not the token.")
+    browser.find("#token")[0].clear()
+    browser.find("#token")[0].send_keys(TOKEN)
+    browser.press("Log in", "main")
+    browser.until(".plot .smooth")
+    browser.driver.refresh()
+    browser.until(".plot .smooth")
+    assert [line for line in browser.console() if REFUSED not in line] == []

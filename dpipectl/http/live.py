@@ -9,6 +9,7 @@ its own pace; a slow one reads older pages.
 
     run       the run that the next lines are of: its record          id RUN:CURSOR
     log       lines of the log, one `data:` line each                 id RUN:CURSOR
+    grown     instead of `log`, with log=grown: how many lines came   id RUN:CURSOR
     current   the unfinished last line, as JSON text
     state     idle, starting, running, stopping or unreachable; last run; TensorBoard; GPUs
     progress  phase, step, loss and the rest of the active run
@@ -40,6 +41,8 @@ from dpiped.errors import Unreachable
 MEDIA = "text/event-stream; charset=utf-8"
 HEADER = "last-event-id"
 PARAMETER = "last_event_id"
+LOG = "log"
+LOGS = ("lines", "grown")
 TAIL = 500
 LARGEST_TAIL = 10_000
 LONGEST = 86400.0
@@ -62,15 +65,30 @@ class State(Struct, frozen=True):
     gpus: tuple[messages.Gpu, ...] = ()
 
 
+class Grown(Struct, frozen=True):
+    """So many lines more."""
+
+    lines: int
+
+
 EVENTS: dict[str, Any] = {
     "run": messages.RunSummary,
     "log": None,
+    "grown": Grown,
     "current": str,
     "state": State,
     "progress": messages.ActiveRun,
     "end": messages.RunSummary,
 }
 """What the data of each event is, as JSON; that of `log` is text."""
+
+
+class Wanted(Struct, frozen=True):
+    """Last lines to begin with, seconds until the end, and whether the follower reads the lines itself."""
+
+    tail: int
+    seconds: float | None
+    grown: bool
 
 
 class Place(Struct, frozen=True):
@@ -90,7 +108,8 @@ async def events(request: Request) -> Response:
     seconds = reading.seconds(request, "seconds", LONGEST, None)
     if feed.followers >= FOLLOWERS:
         raise Problem(503, TOO_MANY)
-    follower = Follower(request.app.state.daemon, feed, place, tail or 0, seconds)
+    wanted = Wanted(tail or 0, seconds, reading.choice(request, LOG, LOGS, LOGS[0]) == "grown")
+    follower = Follower(request.app.state.daemon, feed, place, wanted)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     if request.method == "HEAD":
         return Response(headers=headers, media_type=MEDIA)
@@ -142,16 +161,15 @@ def _named(text: str | None, where: str, name: str) -> Place | None:
 class Follower:
     """One stream."""
 
-    def __init__(
-        self, daemon: Daemon, feed: Feed, place: Place | None, tail: int, seconds: float | None
-    ) -> None:
+    def __init__(self, daemon: Daemon, feed: Feed, place: Place | None, wanted: Wanted) -> None:
         self._daemon = daemon
         self._feed = feed
         self._place = place
         self._gone: set[str] = set()
         """Runs that the status names and that are not there."""
-        self._tail = tail
-        self._until = time.monotonic() + seconds if seconds is not None else float("inf")
+        self._tail = wanted.tail
+        self._grown = wanted.grown
+        self._until = time.monotonic() + wanted.seconds if wanted.seconds is not None else float("inf")
         self._said_state: State | None = None
         self._said_progress: messages.ActiveRun | None = None
         self._current = ""
@@ -206,7 +224,7 @@ class Follower:
 
     async def _events_of(self, page: Page) -> list[bytes]:
         assert self._place is not None
-        found = [page.event] if page.event else []
+        found = self._log_event(self._place.run, page.event, page.next)
         self._place = Place(self._place.run, page.next)
         self._seen = page.end
         if page.current is not None:
@@ -219,6 +237,14 @@ class Follower:
                 if not found:
                     raise
         return found
+
+    def _log_event(self, run: str, event_of_lines: bytes, cursor: int) -> list[bytes]:
+        if not event_of_lines:
+            return []
+        if self._grown:
+            grown = Grown(event_of_lines.count(b"\ndata: "))
+            return [event("grown", grown, f"{run}:{cursor}")]
+        return [event_of_lines]
 
     def _current_event(self, text: str) -> list[bytes]:
         if text == self._current:
@@ -256,8 +282,7 @@ class Follower:
         request = messages.ReadLog(chosen.id, limit=self._tail)
         reply = await self._daemon.ask(request, messages.LogLines)
         self._place = Place(chosen.id, reply.next)
-        found = [event("run", chosen), log_event(chosen.id, reply)]
-        return [each for each in found if each]
+        return [event("run", chosen), *self._log_event(chosen.id, log_event(chosen.id, reply), reply.next)]
 
     def _status_events(self) -> list[bytes]:
         status = self._feed.status

@@ -202,8 +202,8 @@ MORE = (
         "/events",
         "events",
         live.events,
-        "Server-Sent Events: run, log, current, state, progress, end. The id of an event is the run and the "
-        "cursor in its log; sent back as Last-Event-ID, nothing is lost or repeated.",
+        "Server-Sent Events: run, log (or grown), current, state, progress, end. The id of an event is the "
+        "run and the cursor in its log; sent back as Last-Event-ID, nothing is lost or repeated.",
         {200: Answer("The stream.", media="text/event-stream", events=live.EVENTS)},
         (
             Parameter(
@@ -223,6 +223,11 @@ MORE = (
                 "tail",
                 "Without any of them: begin with so many last lines of the newest run; 0 for all.",
                 _whole(0, live.LARGEST_TAIL, live.TAIL),
+            ),
+            Parameter(
+                live.LOG,
+                "lines: the log line by line; grown: only that it has grown, for who reads it by cursor.",
+                {"type": "string", "enum": list(live.LOGS), "default": live.LOGS[0]},
             ),
             Parameter("seconds", "End the stream after so long.", _seconds(live.LONGEST)),
         ),
@@ -360,7 +365,8 @@ MORE = (
         api.check,
         "Everything that is wrong with a form, model files that are not there included.",
         {200: Answer("What was found.", api.Checked)},
-        body=messages.Form,
+        # Any object: what does not fit the form is an answer here, not an error.
+        body=dict[str, Any],
         errors=(413, 422),
     ),
     Operation(

@@ -55,12 +55,6 @@ async function ask(method, path, query, body, signal) {
 function refusal(status, content) {
   const detail = content?.detail;
   if (!Array.isArray(detail)) return new Refusal(status, detail || T.errors.status(status));
-  const fields = detail.map((each) => [String(each.loc[1] ?? each.loc[0]), withoutName(each)]);
+  const fields = detail.map((each) => [String(each.loc[1] ?? each.loc[0]), each.msg]);
   return new Refusal(status, detail.map((each) => each.msg).join("\n"), fields);
-}
-
-/** The message stands at its field, so it need not begin with the field's name. */
-function withoutName(each) {
-  const name = `${each.loc[1]} `;
-  return each.msg.startsWith(name) ? each.msg.slice(name.length) : each.msg;
 }

@@ -173,7 +173,10 @@ export class Form {
 
   #place(findings, all) {
     const wrong = new Map();
-    for (const [name, message] of findings) wrong.set(name, wrong.has(name) ? `${wrong.get(name)}; ${message}` : message);
+    for (const [name, text] of findings) {
+      const message = withoutName(name, text);
+      wrong.set(name, wrong.has(name) ? `${wrong.get(name)}; ${message}` : message);
+    }
     for (const [name, field] of this.#fields) field.wrong = all || this.#touched.has(name) ? wrong.get(name) ?? null : null;
     this.#relevance();
     return findings.filter(([name]) => !this.#fields.has(name)).map(([, message]) => message);
@@ -304,4 +307,10 @@ export class Form {
     forget("form");
     this.#fill(this.#defaults);
   }
+}
+
+/** The message stands at its field, so it need not begin with the field's name. */
+function withoutName(name, text) {
+  for (const beginning of [`${name}: `, `${name} `]) if (text.startsWith(beginning)) return text.slice(beginning.length);
+  return text;
 }

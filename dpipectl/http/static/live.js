@@ -15,14 +15,14 @@ class Live extends EventTarget {
   progress = null; // of the active run
   progressAt = 0; // when it came, in performance.now()
   current = "";
-  cursor = null; // after the last line told, null while not known
   #source = null;
   #id = null;
   #timer = 0;
 
   start() {
     this.stop();
-    const query = this.#id ? { last_event_id: this.#id } : { tail: 1 };
+    // The log itself is read by cursor: a window of it, however fast it grows.
+    const query = { log: "grown", ...(this.#id ? { last_event_id: this.#id } : { tail: 1 }) };
     const source = new EventSource(address("events", query));
     this.#source = source;
     source.onopen = () => this.#linked("open");
@@ -32,8 +32,8 @@ class Live extends EventTarget {
         this.#id = event.lastEventId || this.#id;
         take(event.data, event.lastEventId);
       });
-    on("run", (data, id) => this.#run(JSON.parse(data), id));
-    on("log", (data, id) => this.#log(data, id));
+    on("run", (data) => this.#run(JSON.parse(data)));
+    on("grown", (data, id) => this.#grown(JSON.parse(data), id));
     on("current", (data) => this.#tell("current", (this.current = JSON.parse(data))));
     on("state", (data) => this.#state(JSON.parse(data)));
     on("progress", (data) => this.#progress(JSON.parse(data)));
@@ -51,19 +51,16 @@ class Live extends EventTarget {
     return this.run !== null && this.run.id === run;
   }
 
-  #run(record, id) {
+  #run(record) {
     this.run = record;
     this.current = "";
-    this.cursor = id.startsWith(`${record.id}:`) ? Number(id.split(":")[1]) : null;
     this.#tell("run", record);
   }
 
-  #log(data, id) {
+  #grown({ lines }, id) {
     const [run, to] = id.split(":");
-    const from = this.cursor;
-    this.cursor = Number(to);
     this.current = "";
-    this.#tell("log", { run, from, to: this.cursor, lines: data.split("\n") });
+    this.#tell("grown", { run, to: Number(to), lines });
   }
 
   #state(state) {

@@ -1,7 +1,7 @@
 // The log: a window of lines onto a file of any length, moved by cursors.
 //
-// It grows at either side by whole pages, and from live events only where they begin exactly at its end; else the missing
-// lines are read. So no line is lost or shown twice, whatever was away meanwhile.
+// Live events tell only that the log has grown; what follows the window's end is read by cursor. So no line is lost or shown
+// twice, whatever was away meanwhile, and a log that grows faster than anybody reads costs no more than a slow one.
 import { address, get, Refusal } from "./api.js";
 import { button, copy, h, say } from "./dom.js";
 import { count } from "./format.js";
@@ -16,16 +16,16 @@ const KEPT = 2500; // lines in the window
 const MOST = 20_000; // while a selection has to be kept
 const NEAR = 600; // pixels from an edge at which more is read
 const AT_END = 30; // pixels
-const FAR = 4; // pages behind; further, it goes to the end at once
+const FAR = 200_000; // bytes behind; further, it goes to the end at once
+const PAUSE = 50; // milliseconds between two readings
+const AGAIN = 1000; // and after one that was refused
 
 export class Log {
   known = 0; // the log is at least so long
   following = true;
   over = false;
   failure = null;
-  #pending = []; // live lines that are to be shown with the next frame
-  #pendingEnd = 0;
-  #frame = 0;
+  #timer = 0;
   #reading = false;
   #missed = 0;
   #scrolled = 0;
@@ -45,7 +45,7 @@ export class Log {
     this.view.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     this.view.classList.toggle("wrap", recall("wrap", true));
     const listen = (name, take) => live.addEventListener(name, (event) => take(event.detail), { signal: this.#until.signal });
-    listen("log", (told) => this.#told(told));
+    listen("grown", (told) => this.#told(told));
     listen("current", (text) => live.isAt(this.run) && this.#showCurrent(text));
     listen("end", (record) => record.id === this.run && this.#showCurrent(""));
     this.#size = new ResizeObserver(() => this.following && this.#scrollDown());
@@ -58,7 +58,7 @@ export class Log {
   close() {
     this.#until.abort();
     this.#size.disconnect();
-    cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#timer);
     this.search.close();
   }
 
@@ -105,7 +105,7 @@ export class Log {
     this.#scrollDown();
     this.#showBelow();
     // What was told while the page was on its way.
-    if (this.lines.end < this.known) void this.catchUp();
+    if (this.lines.end < this.known) this.#soon();
   }
 
   async toBegin() {
@@ -137,9 +137,6 @@ export class Log {
   }
 
   #replace(...pages) {
-    cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
-    this.#pending = [];
     this.#missed = 0;
     this.lines.replace(...pages.map(asPage));
     this.#changed();
@@ -152,63 +149,57 @@ export class Log {
 
   // --- what is new
 
-  #told({ run, from, to, lines }) {
+  #told({ run, to, lines }) {
     if (run !== this.run) return;
     this.known = Math.max(this.known, to);
     this.#showCurrent("");
-    const end = this.#pending.length ? this.#pendingEnd : this.lines.end;
-    if (to <= end) return;
-    if (!this.following) this.#missed += lines.length;
-    const full = !this.following && this.lines.count >= KEPT;
-    if (from !== end || full || this.#reading) {
-      if (this.following) void this.catchUp();
-      else this.#showBelow();
-      return;
+    if (this.following) {
+      this.#soon();
+    } else {
+      this.#missed += lines;
+      this.#showBelow();
     }
-    this.#pending.push(...lines);
-    this.#pendingEnd = to;
-    this.#frame ||= requestAnimationFrame(() => this.#flush());
   }
 
-  /** Shows what has come since the last frame. */
-  #flush() {
-    cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
-    const lines = this.#pending;
-    this.#pending = [];
-    if (lines.length) this.#append({ first: this.lines.end, end: this.#pendingEnd, lines });
+  #soon(pause = PAUSE) {
+    this.#timer ||= setTimeout(() => {
+      this.#timer = 0;
+      void this.catchUp();
+    }, pause);
+  }
+
+  /** Reads on from the window's end; if that is too far behind, it goes to the log's end instead. */
+  async catchUp() {
+    if (this.#reading || !this.following) return;
+    if (this.known - this.lines.end > FAR) {
+      await this.toEnd();
+      return;
+    }
+    this.#reading = true;
+    try {
+      const from = this.lines.end;
+      const page = await this.#read({ after: from, limit: PAGE });
+      if (!page) {
+        this.#soon(AGAIN);
+        return;
+      }
+      // The window may have been moved elsewhere meanwhile.
+      if (this.lines.end !== from) return;
+      if (page.lines.length) this.#append(asPage(page));
+      this.known = Math.max(this.known, page.next);
+      this.#showCurrent(page.current);
+    } finally {
+      this.#reading = false;
+    }
+    if (this.lines.end < this.known) this.#soon();
   }
 
   #append(page) {
     this.lines.append(page);
-    if (this.following) this.#trim("first");
+    this.#trim("first");
     this.search.changed();
-    if (this.following) this.#scrollDown();
+    this.#scrollDown();
     this.#showBelow();
-  }
-
-  /** Reads on from the window's end until there is nothing more; too far behind, it goes to the end instead. */
-  async catchUp() {
-    if (this.#reading) return;
-    this.#flush();
-    this.#reading = true;
-    let behind = true;
-    try {
-      for (let pages = 0; pages < FAR && behind; pages += 1) {
-        const from = this.lines.end;
-        const page = await this.#read({ after: from, limit: PAGE });
-        if (!page) return;
-        // The window was moved elsewhere meanwhile.
-        if (this.lines.end !== from) continue;
-        if (page.lines.length) this.#append(asPage(page));
-        this.known = Math.max(this.known, page.next);
-        this.#showCurrent(page.current);
-        behind = page.lines.length > 0 && this.lines.end < this.known;
-      }
-    } finally {
-      this.#reading = false;
-    }
-    if (behind && this.following) await this.toEnd();
   }
 
   #showCurrent(text) {
@@ -239,7 +230,6 @@ export class Log {
   /** Another page at one side; what is in view stays where it is. */
   async #more(side) {
     if (this.#reading) return;
-    this.#flush();
     this.#reading = true;
     try {
       const { first, end } = this.lines;
