@@ -64,7 +64,7 @@ def test_saved_stopped_and_resumed_it_is_the_same_training(
     whole = on_two if ranks == 2 else uninterrupted
     setup = forty(tmp_path, *([("per_gpu = 4", "per_gpu = 2")] * (ranks - 1)))
     first = launch(setup.training, ranks=ranks)
-    wait_until(lambda: "steps: 3 " in first.out, "step 3", deadline=90, every=0.001)
+    wait_until(lambda: "steps: 3 " in first.out, "step 3", deadline=90, every=0.01)
     (setup.run_dir / "save_quit").touch()
     first.completed()
     assert first.out.count("Manually quitting") == ranks
