@@ -15,7 +15,7 @@ test: check together
 	$(BIN)/python -m pytest -m alone
 
 # Most tests wait more than they compute, so three at a time on two cores, in the order of tests/conftest.py.
-together: $(VENV)/.project
+together: $(VENV)/.project $(VENV)/.browser
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone'
 
 check: $(VENV)/.project
@@ -33,7 +33,7 @@ docs: $(VENV)/.project
 	$(BIN)/python docs/generate_protocol.py
 
 clean:
-	rm -rf $(VENV) .demo .quality build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .quality build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
 
 # What the project needs, once; the constraints keep torch to a known build. The pip that comes with Python 3.11
 # takes twice as long. Compiling is left to all cores, without a third of it that nobody imports; some packages
@@ -47,6 +47,11 @@ $(VENV)/.needs: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt pip
 	$(BIN)/pip install --quiet --no-compile --upgrade -c constraints.txt -r $(VENV)/needs.txt
 	$(BIN)/python -m compileall -qq -j 0 -x transformers/models/ $(VENV)/lib || true
+	touch $@
+
+# A browser for the tests of the page.
+$(VENV)/.browser: tools/browser.sh tests/npm/package-lock.json
+	tools/browser.sh
 	touch $@
 
 # The project itself, as a user gets it, whenever a source file has changed. (An editable install would
