@@ -61,7 +61,9 @@ class App {
     const now = mood(live);
     this.state.className = `pill ${live.state === null && now === "idle" ? "waiting" : now}`;
     say(this.state, live.state === null && now === "idle" ? T.link.connecting : T.sign[now]);
-    const problem = live.link === "lost" ? T.link.lost : live.reachable ? "" : T.link.unreachable;
+    const locked = this.#key === "login";
+    this.state.hidden = locked;
+    const problem = locked ? "" : live.link === "lost" ? T.link.lost : live.reachable ? "" : T.link.unreachable;
     say(this.banner, problem);
     const notices = live.state?.notices ?? [];
     if (notices.join("\n") !== this.said) {
@@ -84,6 +86,7 @@ class App {
   }
 
   #route(moved) {
+    if (this.#key === "login") return;
     const [view, id] = this.#place();
     const newest = live.state?.run ?? live.run?.id ?? live.state?.last_run?.id ?? null;
     const run = view === "runs" ? id : view === "" ? newest : null;
@@ -125,11 +128,13 @@ class App {
         return;
       }
       this.#key = null;
-      this.#route(false);
       live.start();
+      this.#told();
+      this.#route(false);
     });
     this.#view = { element: form };
     this.main.replaceChildren(form);
+    this.#told();
     field.focus();
   }
 }
