@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu_machine import build_library
 from tests.harness import Workspace
 from tests.trainings import Launcher, Setup, make_setup
 from tests.web import LONG, Shim
@@ -63,3 +64,9 @@ def setup(tmp_path: Path) -> Setup:
 def shim(dpiped: Workspace) -> Shim:
     """A shim before a running daemon; both end with the workspace."""
     return Shim(dpiped)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a library in the place of NVIDIA's."""
+    return build_library(tmp_path_factory.mktemp("nvml"))

@@ -2,9 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,64 +11,16 @@ from typing import Any
 
 import pytest
 
-from dpiped import messages
 from dpiped.gpus import FAILS, HANGS, differ
 from dpiped.messages import Gpu
+from tests.gpu_machine import GIB, Machine, line
 from tests.harness import Workspace
-from tests.helpers import HERE, TRAINERS, require, wait_until
+from tests.helpers import wait_until
 from tests.web import Events, Shim
 
-GIB = 1 << 30
 NEVER = "1000000"
 OFTEN = "0.05"
 LOST, NO_PERMISSION, NOT_LOADED, MISMATCH = 15, 4, 9, 18
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the library."""
-    compiler = shutil.which("cc")
-    require(compiler is not None, "there is no C compiler")
-    folder = tmp_path_factory.mktemp("nvml")
-    command = [str(compiler), "-shared", "-fPIC", "-Wall", "-Werror", str(HERE / "nvml.c")]
-    subprocess.run([*command, "-o", str(folder / "libnvidia-ml.so.1")], check=True)
-    return folder
-
-
-class Machine:
-    """A workspace on a machine with a driver; `says` is what that answers from now on."""
-
-    def __init__(self, workspace: Workspace, library: Path) -> None:
-        self.workspace = workspace
-        self.file = workspace.root / "nvml"
-        workspace.env |= {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(self.file)}
-
-    def says(self, *lines: str) -> None:
-        new = self.file.with_name("nvml.new")
-        new.write_text("\n".join(lines) + "\n")
-        new.replace(self.file)
-
-    def asked(self, letter: str) -> int:
-        """How often the library was opened (i), or the GPUs counted (c)."""
-        path = self.file.with_name("nvml.asked")
-        return path.read_text().count(letter) if path.exists() else 0
-
-    def has_opened(self, times: int) -> bool:
-        return self.asked("i") >= times
-
-    def start(self, **seconds: str) -> None:
-        words = [f"{name}={value}" for name, value in seconds.items()]
-        self.workspace.start_daemon(sys.executable, str(TRAINERS / "impatient_daemon.py"), *words)
-
-    def status(self) -> messages.Status:
-        reply = self.workspace.ask(messages.GetStatus())
-        assert isinstance(reply, messages.Status)
-        return reply
-
-    def until(self, condition: Callable[[messages.Status], object], what: str) -> messages.Status:
-        found: Any = wait_until(lambda: status if condition(status := self.status()) else None, what)
-        assert isinstance(found, messages.Status)
-        return found
 
 
 @pytest.fixture
@@ -82,10 +31,6 @@ def machine(workspace: Workspace, library: Path) -> Machine:
 def about_gpus(notices: Iterable[str]) -> list[str]:
     """The harness gives the daemon a config that is not there, of which there is a notice as well."""
     return [text for text in notices if "GPU" in text]
-
-
-def line(used: float, utilization: int, code: int = 0, name: str = "NVIDIA A100") -> str:
-    return f"{code} {int(used * GIB)} {80 * GIB} {utilization} {name}"
 
 
 def test_what_the_gpus_hold_is_told_when_it_changes(machine: Machine) -> None:

@@ -155,7 +155,7 @@ def test_a_daemon_that_was_away_takes_it_out_of_the_copies_as_well(workspace: Wo
 
 
 def test_resuming_needs_the_key_again(workspace: Workspace) -> None:
-    workspace.env["SCRIPT"] = json.dumps({"copies": True})
+    workspace.env["SCRIPT"] = json.dumps({"copies": True, "until": str(workspace.go)})
     workspace.start_daemon()
     shim = Shim(workspace)
     assert shim.post("/train/start", shim.form(**WANDB))[0] == 200
