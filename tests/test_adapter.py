@@ -14,7 +14,6 @@ need_trainer()
 
 import numpy as np
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from dpiped.trainer import __main__ as cli
@@ -72,6 +71,9 @@ def test_an_adapter_is_saved_in_peft_s_files(trained: Setup, base: Path) -> None
 
 
 def test_peft_itself_reads_and_merges_it_to_the_same_pictures(trained: Setup, base: Path) -> None:
+    # Every worker imports this module, and peft takes seconds.
+    from peft import PeftModel
+
     plain, spec = saving.load_model(saved.find(base))
     peft = PeftModel.from_pretrained(plain, str(trained.run_dir / "epoch4")).merge_and_unload()
     ours, _ = saving.load_model(saved.find(trained.run_dir))
