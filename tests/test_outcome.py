@@ -7,7 +7,7 @@ import pytest
 from msgspec import Struct
 
 from dpiped.messages import OutcomeName
-from dpiped.outcome import conclude, exception_line, hang, last_line
+from dpiped.outcome import conclude, exception_line, failing, hang, last_line
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Concluded, Exit, StopAsked
 from tests.helpers import HERE, SHARED
@@ -119,6 +119,17 @@ def test_the_verdict_does_not_depend_on_the_size_of_the_reads(name: str, folder:
     lines.finish()
     assert conclude(CASES[name].exit, None, lines.snapshot()) == whole
     assert conclude(CASES[name].exit, None, parsed(data, 97)) == whole
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("name", CASES)
+def test_why_it_is_about_to_fail_is_what_it_is_told_to_have_failed_of(name: str, folder: Path) -> None:
+    """As soon as deepspeed has told of the rank's end; where it has not, nothing is guessed."""
+    said = parsed(log_of(folder, name))
+    told = failing(said)
+    assert (told is not None) == (name in ("rank_sigkill", "python_exception", "port_in_use"))
+    if told is not None:
+        assert told == conclude(CASES[name].exit, None, said).reason
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
