@@ -52,7 +52,6 @@ $(VENV)/.needs: pyproject.toml constraints.txt
 # A browser for the tests of the page.
 $(VENV)/.browser: tools/browser.sh tests/npm/package-lock.json
 	tools/browser.sh
-	touch $@
 
 # The project itself, as a user gets it, whenever a source file has changed. (An editable install would
 # slow down every start of dpipectl by the finder that it adds.)
