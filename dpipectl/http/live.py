@@ -14,6 +14,7 @@ its own pace; a slow one reads older pages.
     state     idle, starting, running, stopping or unreachable; last run; TensorBoard; GPUs
     progress  phase, step, loss and the rest of the active run
     end       the run is over: its record, with outcome and reason    id RUN:CURSOR:end
+    alive     nothing else happened for so many seconds
 
 Known gap: a browser opens six connections to one server over HTTP/1.1, so more than five tabs wait.
 """
@@ -79,6 +80,7 @@ EVENTS: dict[str, Any] = {
     "state": State,
     "progress": messages.ActiveRun,
     "end": messages.RunSummary,
+    "alive": float,
 }
 """What the data of each event is, as JSON; that of `log` is text."""
 
@@ -220,7 +222,7 @@ class Follower:
         """Until one of them is done. If none was for a while, a sign of life."""
         left = max(min(self._until - time.monotonic(), KEEP_ALIVE), 0.0)
         done, _ = await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        return [] if done or self._is_over() else [b": still here\n\n"]
+        return [] if done or self._is_over() else [event("alive", KEEP_ALIVE)]
 
     async def _events_of(self, page: Page) -> list[bytes]:
         assert self._place is not None

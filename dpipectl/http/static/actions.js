@@ -1,14 +1,14 @@
 // What a person can do to a run: stop it, have a checkpoint saved, go on from it, see its curves.
 import { get, post, Refusal } from "./api.js";
 import { choose, toast } from "./dialog.js";
-import { h } from "./dom.js";
+import { h, say } from "./dom.js";
 import { count, duration } from "./format.js";
 import { live } from "./live.js";
 import { recall } from "./memory.js";
 import { T } from "./texts.js";
 
 const SAVE_WAIT = 30;
-const PROBABLY_DIFFERENT = 200; // differences that are shown
+const DIFFERENCES = 200; // differences that are shown
 
 /** What a request says that was refused; null for one that was done. Other errors are ours, and thrown. */
 export async function attempt(action) {
@@ -33,20 +33,31 @@ export function atRisk(progress) {
   return { steps: Math.max(progress.step - from, 0), seconds: age ?? null };
 }
 
-/** Asks how, and stops. */
-export async function stop(progress) {
+/** Asks how, and stops. What would be lost is kept up to date while it asks. */
+export async function stop() {
+  if (!live.progress) return;
+  const { id, pid } = live.progress;
+  const loss = h("p", {});
+  const tell = () => live.progress?.id === id && say(loss, `${checkpointOf(live.progress)} ${lossOf(live.progress)}`);
+  tell();
+  live.addEventListener("progress", tell);
+  const begun = live.state?.state === "stopping";
+  const ways = [...(begun ? [] : [["save", T.stop.save, "primary"]]), ["term", T.stop.term, "danger"], ["kill", T.stop.kill, "danger"]];
+  await choose(T.stop.title, [loss, h("p", { class: "quiet" }, begun ? T.stop.under : T.stop.explain)], ways, (mode) =>
+    attempt(async () => {
+      const answer = await post("train/stop", undefined, { mode, pid, wait: 0 });
+      toast(answer.status === "noop" ? answer.detail : T.stop.asked[mode]);
+    }));
+  live.removeEventListener("progress", tell);
+}
+
+function checkpointOf(progress) {
+  return progress.checkpoint ? T.stop.checkpoint(progress.checkpoint) : T.stop.noCheckpoint;
+}
+
+function lossOf(progress) {
   const risk = atRisk(progress);
-  const said = risk.steps
-    ? T.stop.loses(count(risk.steps), risk.steps === 1, duration(risk.seconds))
-    : T.stop.losesNothing;
-  const checkpoint = progress.checkpoint ? T.stop.checkpoint(progress.checkpoint) : T.stop.noCheckpoint;
-  const how = await choose(
-    T.stop.title,
-    [h("p", {}, checkpoint, " ", said), h("p", { class: "quiet" }, T.stop.explain)],
-    [["save", T.stop.save, "primary"], ["term", T.stop.term, "danger"], ["kill", T.stop.kill, "danger"]],
-    (mode) => attempt(() => post("train/stop", undefined, { mode, pid: progress.pid, wait: 0 })),
-  );
-  if (how) toast(T.stop.asked[how]);
+  return risk.steps ? T.stop.loses(count(risk.steps), risk.steps === 1, duration(risk.seconds)) : T.stop.losesNothing;
 }
 
 /** A checkpoint now. */
@@ -63,16 +74,17 @@ export async function save() {
 export async function resume(detail) {
   const { id } = detail.summary;
   const gpus = h("input", { id: "resume-gpus", inputmode: "numeric", size: "4", "aria-describedby": "resume-gpus-help" });
-  const needsKey = detail.form?.enable_wandb === true;
   const key = h("input", { id: "resume-key", type: "password", autocomplete: "off" });
   const form = await formForResume(detail);
+  const needsKey = detail.form?.enable_wandb === true || form?.enable_wandb === true;
+  const completed = detail.summary.state === "completed";
   const differences = form ? await compared(id, form) : null;
-  const same = h("input", { type: "radio", name: "with", value: "same", checked: true });
-  const other = h("input", { type: "radio", name: "with", value: "form", disabled: !form });
+  const same = h("input", { type: "radio", name: "with", value: "same", checked: !completed, disabled: completed });
+  const other = h("input", { type: "radio", name: "with", value: "form", checked: completed && form !== null, disabled: !form });
   const content = [
     h("p", {}, T.resume.from(detail.checkpoint, id)),
     h("fieldset", {}, h("legend", {}, T.resume.settings),
-      h("label", { class: "tick" }, same, T.resume.same),
+      h("label", { class: "tick" }, same, completed ? T.resume.completed : T.resume.same),
       h("label", { class: "tick" }, other, form ? T.resume.form : T.resume.noForm),
       differences),
     h("p", {}, h("label", { for: "resume-gpus" }, T.resume.gpus), " ", gpus, h("span", { class: "quiet", id: "resume-gpus-help" }, T.resume.gpusHelp)),
@@ -80,8 +92,9 @@ export async function resume(detail) {
   ].filter(Boolean);
   const number = () => (gpus.value.trim() === "" ? null : asNumber(gpus.value.trim()));
   const chosen = await choose(T.resume.title, content, [["go", T.resume.go, "primary"]], () =>
-    attempt(() => {
+    attempt(async () => {
       const secret = key.value ? { wandb_api_key: key.value } : {};
+      if (completed && !other.checked) throw new Refusal(409, T.resume.needsForm);
       if (other.checked) return post("train/start", { ...form, ...secret, ...(number() === null ? {} : { num_gpus: number() }) });
       return post("train/resume", { run: id, num_gpus: number(), ...secret });
     }));
@@ -119,7 +132,7 @@ async function compared(run, form) {
 }
 
 function differencesTable(differences) {
-  const rows = differences.slice(0, PROBABLY_DIFFERENT).map((each) =>
+  const rows = differences.slice(0, DIFFERENCES).map((each) =>
     h("tr", {}, h("th", { scope: "row" }, each.key), h("td", {}, each.before ?? T.resume.absent), h("td", {}, each.after ?? T.resume.absent)));
   const head = h("tr", {}, ...[T.resume.setting, T.resume.before, T.resume.after].map((text) => h("th", { scope: "col" }, text)));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": T.resume.differences },

@@ -1,6 +1,7 @@
 // The page: its head, its views, and which of them is shown. A view's place is in the address, so a reload, a bookmark
 // and the back button lead to it.
 import { gate, post, Refusal } from "./api.js";
+import { closeAll, toasts } from "./dialog.js";
 import { button, h, say, set } from "./dom.js";
 import { Form } from "./form.js";
 import { live } from "./live.js";
@@ -10,6 +11,7 @@ import { Runs } from "./runs.js";
 import { mood, showSign } from "./sign.js";
 import { T } from "./texts.js";
 
+const VIEWS = ["", "new", "runs"];
 const THEMES = ["auto", "light", "dark"];
 
 class App {
@@ -29,7 +31,7 @@ class App {
     });
     document.body.replaceChildren(skip,
       h("header", {}, h("a", { class: "name", href: "#/" }, T.name), this.state, h("nav", { "aria-label": T.navigation }, ...this.links.values()), this.#theme()),
-      this.banner, this.notices, this.main);
+      this.banner, this.notices, this.main, toasts);
     addEventListener("hashchange", () => this.#route(true));
     gate.addEventListener("login", () => this.#login());
     live.addEventListener("link", () => this.#told());
@@ -72,31 +74,34 @@ class App {
     }
     showSign(live);
     this.#follow();
+    // For whoever measures how soon the page tells something.
+    if (live.state && !performance.getEntriesByName("told").length) performance.mark("told");
   }
 
   /** On the first view: the active run, or else the last one. */
   #follow() {
-    const [view] = this.#place();
-    if (view === "" || view === "login") this.#route(false);
+    if (this.#place()[0] === "") this.#route(false);
   }
 
   #place() {
     const [, view = "", id = ""] = location.hash.split("/");
-    return [view, decodeURIComponent(id)];
+    // Whatever else stands there, somebody has typed it wrong.
+    return [VIEWS.includes(view) ? view : "", /^\w[\w.-]{0,127}$/.test(id) ? id : ""];
   }
 
   #route(moved) {
     if (this.#key === "login") return;
+    if (moved) closeAll();
     const [view, id] = this.#place();
     const newest = live.state?.run ?? live.run?.id ?? live.state?.last_run?.id ?? null;
     const run = view === "runs" ? id : view === "" ? newest : null;
     const key = run ? `run ${run}` : `${view} ${id} ${live.state === null}`;
+    for (const [to, link] of this.links) set(link, "aria-current", to === view ? "page" : null);
     if (key === this.#key || (this.#key && view === "new" && this.#key.startsWith(`new ${id} `))) return;
     this.#key = key;
     this.#view?.close?.();
     this.#view = run ? new Run(run) : this.#other(view, id);
     this.main.replaceChildren(this.#view.element);
-    for (const [to, link] of this.links) set(link, "aria-current", to === view ? "page" : null);
     if (moved) this.#view.title?.focus({ preventScroll: true });
     if (moved) scrollTo(0, 0);
   }
@@ -113,7 +118,9 @@ class App {
   #login() {
     if (this.#key === "login") return;
     this.#key = "login";
+    closeAll();
     this.#view?.close?.();
+    live.lock();
     const field = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
     const error = h("p", { class: "error", role: "alert" });
     const form = h("form", { class: "panel login" }, h("h1", {}, T.login.title), h("p", {}, T.login.text), h("label", { for: "token" }, T.login.token), field, error,

@@ -132,6 +132,7 @@ export class Chart {
     const usable = this.#log ? points.filter((point) => point.loss > 0) : points;
     this.frame.hidden = usable.length === 0;
     this.note.hidden = usable.length > 0;
+    say(this.note, points.length ? T.chart.noPositive : this.#curve.buckets.length ? T.chart.noNumber : T.chart.empty);
     if (usable.length === 0) return;
     const smoothed = smooth(usable.map((point) => point.loss), this.#smoothing);
     const width = Math.max(this.frame.clientWidth, 240);
@@ -153,7 +154,7 @@ export class Chart {
     const losses = [...all.map((point) => point.loss), ...smoothed];
     let low = losses.reduce((one, other) => Math.min(one, other));
     let high = losses.reduce((one, other) => Math.max(one, other));
-    if (high - low < Math.abs(high) * 1e-6) [low, high] = [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
+    if (high - low <= Math.abs(high) * 1e-6) [low, high] = [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
     const by = this.#log && low > 0 ? Math.log10 : (value) => value;
     const space = (by(high) - by(low)) * 0.05;
     const [bottom, top] = [by(low) - space, by(high) + space];
@@ -224,7 +225,8 @@ export class Chart {
     const last = points.at(-1);
     set(this.frame, "aria-valuemin", points[0].step);
     set(this.frame, "aria-valuemax", last.step);
-    if (this.#at === null) {
+    // While it has the focus, every change would be read out.
+    if (this.#at === null && document.activeElement !== this.frame) {
       set(this.frame, "aria-valuenow", last.step);
       set(this.frame, "aria-valuetext", T.chart.summary(count(last.step), loss(last.loss), loss(smoothed.at(-1)), loss(lowest.loss), count(lowest.step)));
     }

@@ -1,5 +1,7 @@
 // A loss curve as the server down-samples it: buckets of steps, brought up to date piece by piece.
 
+import { T } from "./texts.js";
+
 /** Buckets are [first step, last step, mean, low, high]; the last three are null where no loss was a number. */
 export class Curve {
   width = 0;
@@ -77,7 +79,7 @@ export function logTicks(low, high) {
 
 /** A step's tick: 1200 → `1.2k`. */
 export function short(number) {
-  if (number >= 1e6) return `${+(number / 1e6).toFixed(2)}M`;
-  if (number >= 1e4) return `${+(number / 1e3).toFixed(1)}k`;
+  if (number >= 1e6) return `${+(number / 1e6).toFixed(2)}${T.units.million}`;
+  if (number >= 1e4) return `${+(number / 1e3).toFixed(1)}${T.units.thousand}`;
   return String(+number.toPrecision(6));
 }

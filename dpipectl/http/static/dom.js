@@ -75,9 +75,10 @@ export async function copy(text) {
   const area = h("textarea", { class: "aside", "aria-hidden": "true", tabindex: "-1" });
   area.value = text;
   const focused = document.activeElement;
-  document.body.append(area);
+  // Outside of an open dialog nothing can be selected.
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
   area.select();
-  const done = document.execCommand("copy");
+  const done = document.activeElement === area && document.execCommand("copy");
   area.remove();
   if (focused instanceof HTMLElement) focused.focus();
   return done;

@@ -18,9 +18,9 @@ export class Field {
     this.input = this.#input();
     this.input.id = `field-${name}`;
     this.input.name = name;
-    set(this.input, "aria-describedby", `help-${name} error-${name}`);
+    set(this.input, "aria-describedby", `unit-${name} help-${name} error-${name}`);
     this.error = h("p", { class: "error", id: `error-${name}`, hidden: true });
-    const unit = schema["x-unit"] ? h("span", { class: "unit" }, schema["x-unit"]) : null;
+    const unit = schema["x-unit"] ? h("span", { class: "unit", id: `unit-${name}` }, schema["x-unit"]) : null;
     const label = h("label", { for: this.input.id }, T.fieldName(name));
     const below = roots ? h("span", { class: "roots" }, T.form.roots(roots)) : null;
     const help = h("p", { class: "help", id: `help-${name}` }, schema.description ?? "", below ? [" ", below] : null);
@@ -61,6 +61,13 @@ export class Field {
     else if (this.kinds.includes("boolean") && value === false) this.input.value = "";
     else if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) this.input.value = value.toExponential();
     else this.input.value = typeof value === "object" ? JSON.stringify(value) : String(value);
+  }
+
+  /** Can it be put into this field? What is wrong with it in other ways, the server says. */
+  holds(value) {
+    if (this.input.type === "checkbox") return typeof value === "boolean";
+    if (this.kinds.includes("enum")) return this.schema.enum.includes(value);
+    return true;
   }
 
   /** The message beside the field; null for none. */

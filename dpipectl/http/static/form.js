@@ -26,6 +26,7 @@ export class Form {
   #all = false; // has everything been asked to be checked?
   #timer = 0;
   #check = 0;
+  #told = "";
   #until = new AbortController();
 
   constructor(from = null) {
@@ -89,7 +90,10 @@ export class Form {
       return;
     }
     this.#fill({ ...this.#defaults, ...recall("form", {}) });
-    if (from) await this.#fillFrom(from);
+    if (!from) return;
+    await this.#fillFrom(from);
+    // A reload is to bring back what was edited since, not the run's settings again.
+    history.replaceState(null, "", "#/new");
   }
 
   #onceBack(action) {
@@ -110,6 +114,7 @@ export class Form {
   }
 
   async #fillFrom(run) {
+    if (Object.keys(recall("form", {})).length && (await choose(T.form.replaceTitle, h("p", {}, T.form.replaceText(run)), [["go", T.form.replace, "primary"]])) === null) return;
     const wrong = await attempt(async () => {
       const detail = await get(`runs/${run}`);
       if (!detail.form) throw new Refusal(409, T.form.noForm(run));
@@ -220,10 +225,14 @@ export class Form {
   }
 
   #say(text) {
+    this.#told = "";
     this.found.replaceChildren(h("p", { class: "error" }, text));
   }
 
   #summary(findings, elsewhere) {
+    const key = JSON.stringify([findings.map(([name]) => name), elsewhere]);
+    if (key === this.#told && findings.length) return;
+    this.#told = key;
     if (!findings.length) {
       this.found.replaceChildren();
       return;
@@ -291,12 +300,15 @@ export class Form {
     if (!file) return;
     const wrong = await attempt(async () => {
       const { form, unknown, dropped } = await post("train/form", { text: await file.text() });
+      const refused = Object.keys(form).filter((name) => !this.#fields.get(name)?.holds(form[name]));
+      for (const name of refused) delete form[name];
       this.#fill({ ...this.#defaults, ...form });
       this.#remember();
       const notes = [T.form.loaded(file.name)];
+      if (refused.length) notes.push(T.form.notTaken(refused.join(", ")));
       if (unknown.length) notes.push(T.form.unknown(unknown.join(", ")));
       if (dropped.length) notes.push(T.form.dropped(dropped.join(", ")));
-      toast(notes.join(" "), unknown.length ? "error" : "done");
+      toast(notes.join(" "), unknown.length || refused.length ? "error" : "done");
     });
     if (wrong) toast(wrong, "error");
     else await this.#checkAll(true);

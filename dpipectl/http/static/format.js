@@ -22,10 +22,11 @@ export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return T.unknown;
   const all = Math.max(Math.round(seconds), 0);
   const [d, h, m, sec] = [Math.floor(all / 86400), Math.floor(all / 3600) % 24, Math.floor(all / 60) % 60, all % 60];
-  if (d) return `${d} d ${h} h`;
-  if (h) return `${h} h ${m} min`;
-  if (m) return `${m} min ${sec} s`;
-  return `${sec} s`;
+  const u = T.units;
+  if (d) return `${d} ${u.d} ${h} ${u.h}`;
+  if (h) return `${h} ${u.h} ${m} ${u.min}`;
+  if (m) return `${m} ${u.min} ${sec} ${u.s}`;
+  return `${sec} ${u.s}`;
 }
 
 /** Bytes in GiB, as GPU makers count. */
@@ -35,7 +36,7 @@ export function gib(bytes) {
 
 /** Bytes as MiB or GiB. */
 export function size(bytes) {
-  return bytes >= 2 ** 30 ? `${gib(bytes)} GiB` : `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+  return bytes >= 2 ** 30 ? `${gib(bytes)} ${T.units.GiB}` : `${(bytes / 2 ** 20).toFixed(0)} ${T.units.MiB}`;
 }
 
 /** Samples per second. */

@@ -6,9 +6,10 @@
 import { address, gate, get, Refusal } from "./api.js";
 
 const AGAIN = 1500;
+const SILENCE = 40_000; // the server says something every 15 seconds
 
 class Live extends EventTarget {
-  link = "connecting"; // connecting, open, lost
+  link = "connecting"; // connecting, open, lost, login
   state = null; // the last `state` event of a daemon that answered
   reachable = true; // does the daemon answer the server?
   run = null; // the record of the run that the stream is at
@@ -18,6 +19,8 @@ class Live extends EventTarget {
   #source = null;
   #id = null;
   #timer = 0;
+  #heard = 0;
+  #watch = 0;
 
   start() {
     this.stop();
@@ -29,6 +32,7 @@ class Live extends EventTarget {
     source.onerror = () => this.#failed(source);
     const on = (name, take) =>
       source.addEventListener(name, (event) => {
+        this.#heard = performance.now();
         this.#id = event.lastEventId || this.#id;
         take(event.data, event.lastEventId);
       });
@@ -38,10 +42,27 @@ class Live extends EventTarget {
     on("state", (data) => this.#state(JSON.parse(data)));
     on("progress", (data) => this.#progress(JSON.parse(data)));
     on("end", (data) => this.#end(JSON.parse(data)));
+    on("alive", () => {});
+    this.#heard = performance.now();
+    this.#watch = setInterval(() => this.#listen(), 5000);
+  }
+
+  /** A connection may be dead without anybody having been told: a laptop that slept, a server that hangs. */
+  #listen() {
+    if (performance.now() - this.#heard < SILENCE) return;
+    this.#linked("lost");
+    this.start();
+  }
+
+  /** Nothing more until somebody has logged in. */
+  lock() {
+    this.stop();
+    this.#linked("login");
   }
 
   stop() {
     clearTimeout(this.#timer);
+    clearInterval(this.#watch);
     this.#source?.close();
     this.#source = null;
   }
@@ -111,7 +132,8 @@ class Live extends EventTarget {
       if (!(error instanceof Refusal)) throw error;
       if (error.status === 401) return;
     }
-    this.start();
+    // Meanwhile the page may have been left, or somebody be asked for the token.
+    if (this.#source !== null) this.start();
   }
 }
 

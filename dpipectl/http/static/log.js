@@ -32,6 +32,7 @@ export class Log {
   #opened = false;
   #until = new AbortController();
   #size;
+  #now = ""; // the unfinished last line
 
   constructor(run) {
     this.run = run;
@@ -47,7 +48,10 @@ export class Log {
     const listen = (name, take) => live.addEventListener(name, (event) => take(event.detail), { signal: this.#until.signal });
     listen("grown", (told) => this.#told(told));
     listen("current", (text) => live.isAt(this.run) && this.#showCurrent(text));
-    listen("end", (record) => record.id === this.run && this.#showCurrent(""));
+    listen("end", (record) => record.id === this.run && this.#soon());
+    // What somebody is about to copy must not be moved or taken away.
+    const signal = this.#until.signal;
+    document.addEventListener("selectionchange", () => this.following && this.selected() && this.#pause(), { signal });
     this.#size = new ResizeObserver(() => this.following && this.#scrollDown());
     this.#size.observe(this.view);
     // Opened while the daemon was away.
@@ -95,7 +99,7 @@ export class Log {
   // --- where the window is
 
   async toEnd() {
-    const page = await this.#read({ limit: PAGE });
+    const page = await this.#read({ limit: PAGE }, true);
     if (!page) return;
     this.following = true;
     this.#replace(page);
@@ -109,12 +113,14 @@ export class Log {
   }
 
   async toBegin() {
-    const page = await this.#read({ after: 0, limit: PAGE });
+    const page = await this.#read({ after: 0, limit: PAGE }, true);
     if (!page) return;
-    this.following = false;
     this.#replace(page);
     this.view.scrollTop = 0;
-    this.#showBelow();
+    this.#scrolled = 0;
+    // A short log is all in view: nothing is to be paused.
+    const whole = this.lines.end >= this.known && this.view.scrollHeight <= this.view.clientHeight;
+    if (!whole) this.#pause();
   }
 
   toFailure() {
@@ -123,17 +129,17 @@ export class Log {
 
   /** Puts the line that begins at that cursor into the middle of the view, marked. */
   async toCursor(cursor) {
-    this.following = false;
-    const before = cursor > 0 ? await this.#read({ before: cursor, limit: PAGE / 2 }) : { lines: [] };
-    const after = await this.#read({ after: cursor, limit: PAGE });
+    const before = cursor > 0 ? await this.#read({ before: cursor, limit: PAGE / 2 }, true) : { lines: [] };
+    const after = before && (await this.#read({ after: cursor, limit: PAGE }, true));
     if (!before || !after) return;
     this.#replace(...(before.lines.length ? [before] : []), after);
     const line = this.lines.mark(after.first);
     if (line) {
       this.view.scrollTop = line.offsetTop - this.view.clientHeight / 2;
       this.view.scrollLeft = 0;
+      this.#scrolled = this.view.scrollTop;
     }
-    this.#showBelow();
+    this.#pause();
   }
 
   #replace(...pages) {
@@ -145,6 +151,12 @@ export class Log {
   #changed() {
     this.#scrolled = this.view.scrollTop;
     this.search.changed();
+    this.#showCurrent(this.#now);
+  }
+
+  #pause() {
+    this.following = false;
+    this.#showBelow();
   }
 
   // --- what is new
@@ -170,7 +182,11 @@ export class Log {
 
   /** Reads on from the window's end; if that is too far behind, it goes to the log's end instead. */
   async catchUp() {
-    if (this.#reading || !this.following) return;
+    if (!this.following) return;
+    if (this.#reading) {
+      this.#soon();
+      return;
+    }
     if (this.known - this.lines.end > FAR) {
       await this.toEnd();
       return;
@@ -202,7 +218,9 @@ export class Log {
     this.#showBelow();
   }
 
+  /** It stands at the log's end only. */
   #showCurrent(text) {
+    this.#now = text;
     say(this.current, text);
     this.current.hidden = !text || this.lines.end < this.known;
     if (text && this.following) this.#scrollDown();
@@ -218,12 +236,17 @@ export class Log {
   #onScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.view;
     const below = scrollHeight - scrollTop - clientHeight;
-    const up = scrollTop < this.#scrolled - 1;
+    const [up, down] = [scrollTop < this.#scrolled - 1, scrollTop > this.#scrolled + 1];
     this.#scrolled = scrollTop;
-    if (up && below >= AT_END) this.following = false;
-    else if (below < AT_END && this.lines.end >= this.known) this.following = true;
+    if (up && below >= AT_END) {
+      this.following = false;
+    } else if (down && below < AT_END && !this.following && this.known - this.lines.end < FAR) {
+      // Who scrolls down to the end wants to see what comes, also where some more has come meanwhile.
+      this.following = true;
+      this.#soon();
+    }
     if (scrollTop < NEAR && this.lines.first > 0) void this.#more("before");
-    else if (below < NEAR && this.lines.end < this.known) void this.#more("after");
+    else if (below < NEAR && this.lines.end < this.known && !this.following) void this.#more("after");
     this.#showBelow();
   }
 
@@ -244,6 +267,7 @@ export class Log {
       } else {
         this.lines.append(asPage(page));
         this.known = Math.max(this.known, page.next);
+        this.#now = page.current;
         this.#trim("first");
       }
       this.#changed();
@@ -273,17 +297,22 @@ export class Log {
 
   // --- the rest
 
-  async #read(query) {
+  /** A page; null if it can't be had, which is said where somebody `asked` for it. */
+  async #read(query, asked = false) {
     try {
-      return await get(`runs/${this.run}/lines`, query, this.#until.signal);
+      const page = await get(`runs/${this.run}/lines`, query, this.#until.signal);
+      if (asked) say(this.said, "");
+      return page;
     } catch (error) {
-      if (error instanceof Refusal || error.name === "AbortError") return null;
-      throw error;
+      if (error.name === "AbortError") return null;
+      if (!(error instanceof Refusal)) throw error;
+      if (asked) say(this.said, error.message);
+      return null;
     }
   }
 
   async #copy() {
-    const text = this.selected() ? String(getSelection()) : this.lines.text().join("\n");
+    const text = this.selected() ? String(getSelection()) : [...this.lines.text(), ...(this.current.hidden ? [] : [this.#now])].join("\n");
     const done = await copy(text);
     say(this.said, done ? T.log.copied(count(text.split("\n").length)) : T.log.notCopied);
   }

@@ -55,7 +55,7 @@ export class Run {
   #stateChanged() {
     this.#shown();
     const over = !this.#active() && this.#record?.ended === false;
-    if (live.reachable && (!this.#record || over)) void this.#read();
+    if (live.reachable && !this.gone && (!this.#record || over)) void this.#read();
   }
 
   async #read() {
@@ -65,7 +65,7 @@ export class Run {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Refusal)) throw error;
-      if (error.status === 404 || error.status === 400 || error.status === 409) this.#missing(error.message);
+      if ([400, 404, 409].includes(error.status)) this.#missing(error.message);
       else this.#retry = setTimeout(() => this.#read(), AGAIN);
       return;
     }
@@ -81,6 +81,7 @@ export class Run {
   }
 
   #missing(text) {
+    this.gone = true;
     this.element.replaceChildren(h("section", { class: "panel" }, this.status.title, h("p", { class: "error", role: "alert" }, text), h("a", { href: "#/runs" }, T.run.toRuns)));
   }
 
@@ -89,6 +90,7 @@ export class Run {
   }
 
   #shown() {
+    const focused = document.activeElement;
     this.status.show(this.#record);
     const step = this.#active() ? live.progress.step : null;
     if (step !== this.#step) {
@@ -105,11 +107,13 @@ export class Run {
     const board = tensorboardAddress(this.run);
     this.boardLink.hidden = !board;
     if (board) set(this.boardLink, "href", board);
+    // The focus must not get lost with a button that is not there any more.
+    if (focused?.hidden && this.bar.contains(focused)) this.title.focus();
     say(this.boardNote, board || !live.state ? "" : T.tensorboard(live.state.tensorboard));
   }
 
   #buttons() {
-    this.stopButton = button(T.stop.button, () => stop(live.progress), { class: "danger", hidden: true });
+    this.stopButton = button(T.stop.button, () => this.#stop(), { class: "danger", hidden: true });
     this.saveButton = button(T.save.button, save, { hidden: true });
     this.resumeButton = button(T.resume.button, async () => {
       if (await resume(this.#record)) location.hash = "#/";
@@ -118,6 +122,12 @@ export class Run {
     this.boardLink = h("a", { class: "button", target: "_blank", rel: "noopener", hidden: true }, T.run.tensorboard);
     this.boardNote = h("span", { class: "quiet" });
     this.bar.append(this.stopButton, this.saveButton, this.resumeButton, this.againLink, this.boardLink, this.boardNote);
+  }
+
+  async #stop() {
+    await stop();
+    // The run may have ended while the dialog was open, and the button is gone.
+    if (this.stopButton.hidden) this.title.focus();
   }
 
   #toFailure() {

@@ -44,6 +44,7 @@ export class Runs {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Refusal)) throw error;
+      this.#shown = "";
       say(this.note, error.message);
     }
   }

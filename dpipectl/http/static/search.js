@@ -8,17 +8,20 @@ import { count } from "./format.js";
 import { T } from "./texts.js";
 
 const PAUSE = 250;
-const MATCHES = 10_000;
-const RANGES = 5000;
+const MATCHES = 50_000;
+const RANGES = 2000;
+const RESHOWN = 150; // milliseconds between two highlightings
 
 export class Search {
   #log;
   #matches = []; // cursors of lines
+  #text = ""; // what was searched for
   #at = -1;
   #next = 0; // the log was searched up to here
   #running = null;
   #timer = 0;
-  #frame = 0;
+  #shown = 0;
+  #search = null; // the search that is under way
 
   constructor(log) {
     this.#log = log;
@@ -37,7 +40,7 @@ export class Search {
 
   close() {
     clearTimeout(this.#timer);
-    cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#shown);
     this.#running?.abort();
     CSS.highlights?.delete("found");
   }
@@ -45,6 +48,8 @@ export class Search {
   /** Another text: from the beginning. The first match that is shown is the one nearest to what is in view. */
   async #begin() {
     this.#running?.abort();
+    this.#search = null;
+    this.#text = this.field.value;
     this.#matches = [];
     this.#at = -1;
     this.#next = 0;
@@ -53,7 +58,13 @@ export class Search {
       say(this.said, "");
       return;
     }
-    await this.#onward();
+    await this.#searched();
+  }
+
+  /** One search at a time: whoever needs its result waits for the one that runs. */
+  #searched() {
+    this.#search ??= this.#onward().finally(() => (this.#search = null));
+    return this.#search;
   }
 
   /** Searches from where it has come to, to the end of what there is now. */
@@ -86,9 +97,11 @@ export class Search {
   /** To the next match, or the one before; round at the ends. */
   async step(by) {
     clearTimeout(this.#timer);
-    if (this.#next === 0 && this.field.value) await this.#begin();
+    if (!this.field.value) return;
+    if (this.#text !== this.field.value) await this.#begin();
+    else if (this.#search) await this.#search;
     const grown = this.#log.known > this.#next;
-    if (by > 0 && this.#at === this.#matches.length - 1 && grown && this.field.value) await this.#onward();
+    if (by > 0 && this.#at === this.#matches.length - 1 && grown) await this.#searched();
     const all = this.#matches.length;
     if (!all) return;
     if (this.#at < 0) this.#at = by > 0 ? this.#nearest() : all - 1;
@@ -106,18 +119,18 @@ export class Search {
   changed() {
     if (!CSS.highlights) return;
     if (!this.field.value) CSS.highlights.delete("found");
-    else this.#frame ||= requestAnimationFrame(() => this.#highlight());
+    else this.#shown ||= setTimeout(() => this.#highlight(), RESHOWN);
   }
 
   #highlight() {
-    this.#frame = 0;
+    this.#shown = 0;
     const text = this.field.value.toLowerCase();
     const ranges = [];
     for (const line of text ? this.#log.lines.all() : []) {
       const node = line.firstChild;
-      if (!node || ranges.length > RANGES) continue;
+      if (!node) continue;
       const within = node.data.toLowerCase();
-      for (let at = within.indexOf(text); at >= 0; at = within.indexOf(text, at + text.length)) {
+      for (let at = within.indexOf(text); at >= 0 && ranges.length < RANGES; at = within.indexOf(text, at + text.length)) {
         if (at + text.length > node.data.length) break;
         const range = new Range();
         range.setStart(node, at);

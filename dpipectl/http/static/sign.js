@@ -29,10 +29,11 @@ export function showSign(live) {
   const title = document.title;
   let wanted = `${T.sign[now]} · ${T.name}`;
   if (now === "running" && progress) {
-    const parts = [done === null ? T.phases[progress.phase] ?? progress.phase : `${Math.floor(done * 100)} %`];
+    const parts = [done === null ? T.phases[progress.phase] ?? progress.phase : `${Math.floor(done * 100)} ${T.units.percent}`];
     if (progress.loss !== null) parts.push(T.sign.loss(loss(progress.loss)));
     wanted = `${parts.join(" · ")} · ${T.name}`;
   }
+  if (live.link === "login") wanted = `${T.login.title} · ${T.name}`;
   if (title !== wanted) document.title = wanted;
   icon(now, done === null ? null : Math.floor(done * 24) / 24);
 }

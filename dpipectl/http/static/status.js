@@ -44,7 +44,7 @@ export class Status {
     this.#state(state, T.states[state]);
     this.#failed(progress.failing ?? null, null);
     this.#warn(progress.warning);
-    this.#progress(done, progress.total_steps === null ? T.status.stepAlone(count(progress.step)) : T.status.stepOf(count(progress.step ?? 0), count(progress.total_steps), done));
+    this.#progress(done, !progress.total_steps ? T.status.stepAlone(count(progress.step)) : T.status.stepOf(count(progress.step ?? 0), count(progress.total_steps), done));
     const phase = T.phases[progress.phase] ?? progress.phase;
     say(this.detail, progress.stopping ?? progress.detail ?? "");
     this.detail.hidden = false;

@@ -30,6 +30,7 @@ export const T = {
   },
   welcome: { title: "Nothing has run yet", text: "Set up a training; this page then shows how it goes on.", start: "New training" },
   login: { title: "Log in", text: "This server wants its token (DIFFPIPE_HTTP_TOKEN).", token: "Token", go: "Log in" },
+  units: { d: "d", h: "h", min: "min", s: "s", GiB: "GiB", MiB: "MiB", percent: "%", thousand: "k", million: "M" },
   dialog: { cancel: "Cancel", close: "Close", dismiss: "Close this message" },
   sign: {
     idle: "Idle", starting: "Starting", running: "Running", stopping: "Stopping", completed: "Completed", stopped: "Stopped", failed: "Failed",
@@ -68,6 +69,7 @@ export const T = {
     loses: (steps, one, time) => `Stopping without saving loses ${steps} ${one ? "step" : "steps"} (${time} of training).`,
     losesNothing: "No step would be lost.",
     explain: "“Save and stop” has a checkpoint written first, from which the training can be resumed. Each way turns to a harder one if it takes too long; in the end no process is left.",
+    under: "It is stopping already; this makes it harder.",
     asked: { save: "Asked the trainer to save and quit.", term: "Stopping.", kill: "Killing all its processes." },
   },
   save: {
@@ -76,7 +78,8 @@ export const T = {
   resume: {
     button: "Resume…", title: "Resume the training?", go: "Resume",
     from: (checkpoint, run) => `It goes on from ${checkpoint} of run ${run}, as a new run.`,
-    settings: "With which settings", same: "As they were",
+    settings: "With which settings", same: "As they were", completed: "As they were (not possible: it has completed all its epochs)",
+    needsForm: "A completed run goes on with more epochs only: set them in the form “New training”, then resume.",
     form: "As they stand in the form “New training”", noForm: "As they stand in the form (nothing was filled in there)",
     gpus: "GPUs", gpusHelp: " empty for as many as before", key: "W&B API key",
     differences: "What would differ with the form's settings", setting: "Setting", before: "This run", after: "Form", absent: "–",
@@ -99,7 +102,8 @@ export const T = {
     resumed: (run) => `goes on from ${run}`, boardOf: (run) => `TensorBoard of run ${run}`,
   },
   chart: {
-    title: "Loss", smoothing: "Smoothing", log: "Log scale", earlier: "Earlier runs", empty: "No step has been printed yet.",
+    title: "Loss", smoothing: "Smoothing", log: "Log scale", earlier: "Earlier runs", empty: "No step has been printed yet.", noNumber: "None of the losses printed is a number: the training has diverged.",
+    noPositive: "No loss is above 0, so there is nothing to show on a log scale.",
     slider: "Loss by step; arrow keys move along the curve",
     epoch: (epoch) => `E${epoch}`,
     range: (first, last) => `${first}–${last}`,
@@ -130,9 +134,10 @@ export const T = {
     started: "The training is started.",
     anywayTitle: "Start without these files?", anywayText: "These model files are not there now. The training fails if they are still missing when it reads them.", anyway: "Start anyway",
     previewTitle: "The files that a start would write",
-    loaded: (name) => `Loaded ${name}.`, unknown: (names) => `Not known, and left out: ${names}.`, dropped: (names) => `Not kept: ${names}.`,
+    loaded: (name) => `Loaded ${name}.`, notTaken: (names) => `Not taken, and left as they were: ${names}.`, unknown: (names) => `Not known, and left out: ${names}.`, dropped: (names) => `Not kept: ${names}.`,
     resetTitle: "Reset the form?", resetText: "All fields get their defaults again.",
     noForm: (run) => `Run ${run} was started from a config file, not from a form.`,
+    replaceTitle: "Replace what is filled in?", replaceText: (run) => `The form gets the settings of run ${run}. What is filled in there now is lost.`, replace: "Replace",
     filled: (run) => `Filled in as in run ${run}.`,
   },
 };

@@ -1,0 +1,197 @@
+"""The page's log and curve in use: followed, paused, selected in, copied, searched; and odd runs."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.browser import Browser
+from tests.harness import Workspace
+from tests.helpers import wait_until
+from tests.web import Shim
+
+pytestmark = pytest.mark.timeout(90)
+
+RATE = 200
+SCROLL = "document.querySelector('.log .view')"
+AT_END = f"return {SCROLL}.scrollHeight - {SCROLL}.scrollTop - {SCROLL}.clientHeight < 30"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A Chromium for all tests of this file."""
+    made = Browser()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """The same, on an empty page, with nothing written to its console."""
+    chromium.open("about:blank")
+    chromium.console()
+    return chromium
+
+
+def open_run(browser: Browser, workspace: Workspace, behaviour: str, **script: Any) -> str:
+    """Starts the run and opens the page on it."""
+    workspace.start_daemon()
+    shim = Shim(workspace)
+    run = workspace.start(workspace.config(behaviour, until=str(workspace.go), **script))
+    browser.open(f"{shim.base}/dpipe/")
+    browser.until(".log .line")
+    return run
+
+
+def newest(browser: Browser) -> int:
+    """The number of the last paced line in the window."""
+    numbers = [line.split()[1] for line in browser.log_lines() if line.endswith("paced trainer")]
+    return int(numbers[-1]) if numbers else -1
+
+
+def until_newer(browser: Browser, by: int = RATE // 4) -> None:
+    before = newest(browser)
+    wait_until(lambda: newest(browser) >= before + by, f"lines after {before}")
+
+
+def in_order(browser: Browser) -> None:
+    """No line of the window is missing or there twice."""
+    numbers = [int(line.split()[1]) for line in browser.log_lines() if line.endswith("paced trainer")]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_the_log_is_followed_paused_and_followed_again(workspace: Workspace, browser: Browser) -> None:
+    open_run(browser, workspace, "paced", rate=RATE, lines=100_000)
+    wait_until(lambda: newest(browser) > 100, "more lines than fit")
+    until_newer(browser)
+    assert browser.run(AT_END)
+    view = browser.find(".log .view")[0]
+
+    view.send_keys(Keys.PAGE_UP)
+    browser.until(".log .below", "new line")
+    tops: list[float] = [0]
+
+    def rests() -> bool:
+        """Scrolling by a key is an animation."""
+        tops.append(browser.run(f"return {SCROLL}.scrollTop"))
+        return tops[-1] == tops[-2]
+
+    wait_until(rests, "it has scrolled", every=0.1)
+    top = tops[-1]
+    wait_until(lambda: "1" in browser.text(".log .below"), "new lines are counted")
+    assert browser.run(f"return {SCROLL}.scrollTop") == top, "what is in view stays where it is"
+
+    browser.run(f"{SCROLL}.scrollTop = {SCROLL}.scrollHeight")
+    wait_until(lambda: browser.text(".log .below") == "", "who scrolls to the end follows again")
+    until_newer(browser)
+    assert browser.run(AT_END)
+
+    view.send_keys(Keys.HOME)
+    browser.until(".log .below")
+    wait_until(rests, "it has scrolled", every=0.1)
+    browser.press("End", ".log")
+    until_newer(browser)
+    in_order(browser)
+
+    select = (
+        "const lines = [...document.querySelectorAll('.log .line')].slice(-12);"
+        "getSelection().setBaseAndExtent(lines[0].firstChild, 0, lines[2].firstChild, 4);"
+        "return String(getSelection())"
+    )
+    selected = browser.run(select)
+    browser.until(".log .below", "new line")
+    wait_until(lambda: int(browser.text(".log .below").split()[0].replace(",", "")) > RATE, "many come")
+    assert browser.run("return String(getSelection())") == selected != ""
+    assert browser.run("return getSelection().anchorNode.isConnected")
+    browser.press("Copy", ".log")
+    browser.until(".log .tools [role=status]", "3 lines copied")
+    browser.run("getSelection().removeAllRanges()")
+    browser.press("Beginning", ".log")
+    wait_until(lambda: "line 0 of a paced trainer" in browser.log_lines(), "its beginning")
+    in_order(browser)
+    assert browser.console() == []
+
+
+def test_a_search_while_lines_come_counts_each_match_once(workspace: Workspace, browser: Browser) -> None:
+    open_run(browser, workspace, "paced", rate=RATE, lines=100_000)
+    wait_until(lambda: newest(browser) > 110, "a hundred lines")
+    field = browser.find("#log-search")[0]
+    field.send_keys("line 10", Keys.ENTER, Keys.ENTER, Keys.ENTER)
+    said = browser.until(".search output", " of ")
+    at, total = (int(part) for part in said.split(" of "))
+    matching = [n for n in range(int(newest(browser)) + 1) if str(n).startswith("10")]
+    assert 1 <= at <= total and total in (11, len(matching))
+    field.clear()
+    field.send_keys("no such line")
+    browser.until(".search output", "No match")
+    assert browser.run("return [...(CSS.highlights.get('found') ?? [])].length") == 0
+
+
+def test_a_bar_is_live_and_the_last_words_stay(workspace: Workspace, browser: Browser) -> None:
+    workspace.start_daemon()
+    shim = Shim(workspace)
+    workspace.start(workspace.config("bar", go=str(workspace.go)))
+    browser.open(f"{shim.base}/dpipe/")
+    browser.until(".log .now", "100%|█████| 5/5")
+    workspace.go.touch()
+    browser.until(".status .pill", "Completed")
+    wait_until(lambda: "TRAINING COMPLETE!" in browser.log_lines(), "the rest of the log")
+    assert browser.text(".log .now") == ""
+    run = workspace.start(workspace.config("unfinished"))
+    browser.until("#run-title", run)
+    browser.until(".status .pill", "Failed")
+    browser.until(".log .now", "last words")
+    browser.driver.refresh()
+    browser.until(".log .now", "last words")
+    assert browser.console() == []
+
+
+def test_losses_that_can_not_be_drawn_are_said_to_be(workspace: Workspace, browser: Browser) -> None:
+    texts = ["steps: 1 loss: nan iter time (s): 1 samples/sec: 1"]
+    open_run(browser, workspace, "says", texts=texts, quiet_after=0)
+    browser.until(".chart .quiet", "the training has diverged")
+    browser.until(".status .warning", "the loss is nan at step 1")
+    workspace.json("stop", "--now")
+    texts = ["steps: 1 loss: 0.0 iter time (s): 1 samples/sec: 1"]
+    run = workspace.start(workspace.config("says", until=str(workspace.go), texts=texts, quiet_after=0))
+    browser.until("#run-title", run)
+    browser.until(".plot .dot")
+    browser.run("document.querySelectorAll('.chart input[type=checkbox]')[0].click()")
+    browser.until(".chart .quiet", "nothing to show on a log scale")
+    assert browser.console() == []
+
+
+def test_an_address_that_is_none_leads_to_the_page(shim: Shim, browser: Browser) -> None:
+    for hash_, title in (
+        ("#/runs/%E0%A4%A", "Runs"),
+        ("#/zzz", "Nothing has run yet"),
+        ("#/runs/..", "Runs"),
+        ("#/new/%zz", "New training"),
+        ("#nonsense", "Nothing has run yet"),
+    ):
+        browser.open("about:blank")
+        browser.open(f"{shim.base}/dpipe/{hash_}")
+        browser.until("main h1", title)
+    browser.open(f"{shim.base}/dpipe/#/runs/20260101-000000-0000000")
+    browser.until("main .error", "there is no run")
+    assert all("status of 404" in line for line in browser.console())
+
+
+def test_a_stop_that_comes_too_late_says_so(workspace: Workspace, browser: Browser) -> None:
+    workspace.start_daemon(SCRIPT=json.dumps({}))
+    shim = Shim(workspace)
+    run = workspace.start(workspace.config(until=str(workspace.go)))
+    browser.open(f"{shim.base}/dpipe/")
+    wait_until(lambda: browser.fact("loss") not in ("", "–"), "a step")
+    browser.press("Stop…")
+    first = browser.until("dialog", "loses ")
+    wait_until(lambda: browser.text("dialog p") not in ("", first), "it is kept up to date")
+    workspace.go.touch()
+    workspace.until_ended(run)
+    browser.press("Save and stop", "dialog")
+    browser.until(".toast", "No training process tracked.")
+    browser.until(".status .pill", "Completed")
+    assert browser.run("return document.activeElement.id") == "run-title", "the button is gone"
+    assert browser.console() == []
