@@ -87,9 +87,8 @@ class Curve:
         end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         self._carry = text[end:][-CARRY_LIMIT:]
         self._read(text, end)
-        if len(self) > self._limit:
-            # Twice: that is more than a chunk can bring.
-            self._put_together()
+        # A chunk of short lines can bring more than one part of the points puts together.
+        while len(self) > self._limit:
             self._put_together()
 
     def finish(self) -> None:

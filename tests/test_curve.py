@@ -108,6 +108,18 @@ def test_put_together_the_buckets_stay_right_and_the_memory_bounded(
         assert part.buckets == buckets_of(found, part.width)
 
 
+def test_full_chunks_of_short_lines_keep_the_memory_bounded() -> None:
+    made = Curve(64)
+    for begin in range(1, 40 * 64, 64):
+        made.feed(
+            b"".join(
+                b"steps: %d loss: 1 iter time (s): 1 samples/sec: 1\n" % n for n in range(begin, begin + 64)
+            )
+        )
+        assert len(made) <= 64
+    assert made.series(5, None, None).buckets[-1][1] == made.last == 40 * 64
+
+
 @CALM
 @given(PARTS.map(lambda parts: parts * 4), st.lists(st.integers(0, 40_000), max_size=12), st.integers(1, 12))
 def test_a_client_that_replaces_from_the_first_bucket_on_has_the_whole(
