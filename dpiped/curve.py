@@ -8,8 +8,11 @@ Exact up to LIMIT points. Beyond that neighbouring points become one, by the sam
 two steps, then four. The lowest, the highest and the mean of a bucket stay right, since one that is asked for
 is always wider than what was put together. That is done a part at a time, so that no chunk takes long.
 
+A step far beyond the one before it is taken for a misprint: it would hide all that follow, and make one bucket
+of all before.
+
 Known gap: of an unfinished line of more than 64 KiB only the end is looked at. A step that is printed with a
-number that is too large hides all that follow with smaller ones.
+number that is too large by less than LEAP hides all that follow with smaller ones.
 """
 
 import math
@@ -24,6 +27,8 @@ from msgspec import Struct
 from dpiped.progress import CARRY_LIMIT, EPOCH, RESUMED, STEP
 
 LIMIT = 131_072
+LEAP = 10**9
+"""No training prints two steps so far apart."""
 EPOCHS_LIMIT = 2048
 """With more than that, every second one is forgotten, and so on."""
 PARTS = 8
@@ -61,6 +66,8 @@ class Curve:
         self._next_epoch: int | None = 1
         """Begins with the next step."""
         self._every = 1
+        self._begun = 0
+        """So many epochs have, those forgotten included."""
         self._epochs: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -148,7 +155,7 @@ class Curve:
         steps = array("q", map(int, numbers))
         losses = _losses(texts)
         last = self._lasts[-1] if self._lasts else 0
-        if steps[0] <= last or not all(map(lt, steps, steps[1:])):
+        if steps[0] <= last or steps[-1] > last + LEAP or not all(map(lt, steps, steps[1:])):
             steps, losses = _growing(steps, losses, last)
         if not steps:
             return
@@ -169,11 +176,12 @@ class Curve:
             self._highs.extend(loss if math.isfinite(loss) else -math.inf for loss in losses)
 
     def _begin_epoch(self, epoch: int, step: int) -> None:
-        if epoch % self._every == 1 % self._every or not self._epochs:
+        if self._begun % self._every == 0:
             self._epochs.append((epoch, step))
+        self._begun += 1
         if len(self._epochs) > EPOCHS_LIMIT:
             self._every *= 2
-            self._epochs[1:] = [each for each in self._epochs[1:] if each[0] % self._every == 1]
+            del self._epochs[1::2]
 
     def _put_together(self) -> None:
         """One part of the points; what was added since is finer than the rest, which does no harm."""
@@ -234,10 +242,10 @@ def _number(text: bytes) -> float:
 
 
 def _growing(steps: "array[int]", losses: "array[float]", last: int) -> "tuple[array[int], array[float]]":
-    """Without the steps that are not larger than the last one before them."""
+    """Without the steps that are not larger than the last one before them, or too much so."""
     kept, values = array("q"), array("d")
     for step, loss in zip(steps, losses, strict=True):
-        if step > last:
+        if last < step <= last + LEAP:
             kept.append(step)
             values.append(loss)
             last = step

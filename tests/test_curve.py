@@ -149,11 +149,21 @@ def test_epochs_begin_with_the_first_step_after_their_line() -> None:
     assert made.epochs == ((1, 1), (2, 4), (4, 6))
     resumed = fed(b"Resuming at epoch: 4, step: 32\n" + step_line(32) + said % 5 + step_line(33), [])
     assert resumed.epochs == ((4, 32), (5, 33))
-    many = Curve()
-    for number in range(1, 20_001):
-        many.feed(said % number + step_line(number))
-    assert curve.EPOCHS_LIMIT // 3 < len(many.epochs) <= curve.EPOCHS_LIMIT
-    assert many.epochs[:2] == ((1, 1), (17, 17)) and {step % 16 for step, _ in many.epochs} == {1}
+    # With `every` 2 only each second epoch is printed.
+    for every in (1, 2):
+        many = Curve()
+        for number in range(every, 20_000 * every + 1, every):
+            many.feed(said % number + step_line(number))
+        assert curve.EPOCHS_LIMIT // 3 < len(many.epochs) <= curve.EPOCHS_LIMIT
+        assert many.epochs == tuple((n, n) for n in range(every, 20_000 * every + 1, 16 * every))
+
+
+def test_a_misprinted_step_does_not_hide_those_that_follow() -> None:
+    steps = [step_line(number) for number in (1, 2, 10**12, 3, curve.LEAP + 3, 4)]
+    for places in ([], [70, 140, 210, 280]):
+        made = fed(b"".join(steps), places)
+        assert (made.first, made.last, len(made)) == (1, curve.LEAP + 3, 4)
+    assert fed(step_line(curve.LEAP + 1) + step_line(5), []).first == 5
 
 
 def test_losses_whose_sum_is_too_large_have_no_mean() -> None:
