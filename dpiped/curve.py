@@ -8,8 +8,8 @@ Exact up to LIMIT points. Beyond that neighbouring points become one, by the sam
 two steps, then four. The lowest, the highest and the mean of a bucket stay right, since one that is asked for
 is always wider than what was put together. That is done a part at a time, so that no chunk takes long.
 
-A step far beyond the one before it is taken for a misprint: it would hide all that follow, and make one bucket
-of all before.
+A step far beyond the one before it is taken for a misprint: it would hide all that follow, and put all before
+into one bucket.
 
 Known gap: of an unfinished line of more than 64 KiB only the end is looked at. A step that is printed with a
 number that is too large by less than LEAP hides all that follow with smaller ones.

@@ -1,6 +1,7 @@
 """A saved form read for a page."""
 
 import json
+import time
 import tomllib
 from typing import Any
 
@@ -85,13 +86,41 @@ def test_whatever_the_values_are_the_toml_says_them_without_null(data: dict[str,
         ("epochs = 1\nrank = ", "is not TOML: Invalid value (at line 2, the last one)"),
         ("[1, 2]\nx", "is not TOML"),
         ("just words", "is not TOML"),
-        ('{"epochs": ' + "[" * 5000, "is not JSON"),
-        ("epochs = " + "[" * 5000, "is not TOML"),
-        (5, "takes a text"),
-        (None, "takes a text"),
+        ('{"epochs": ' + "[" * 5000, "text is nested too deep"),
+        ("epochs = " + "[" * 5000, "text is nested too deep"),
+        ("a" + ".b" * 600 + " = 1", "text is nested too deep"),
+        ('["a"' + " . 'b'" * 600 + "]", "text is nested too deep"),
+        ('x = """\n"""""\n{y' + ".y" * 17 + " = 1}", "text is nested too deep"),
+        ("epochs = " + "1" * 5000, "text has a number that is too long"),
+        ("epochs = 0x" + "f" * 5000, "text has a number that is too long"),
+        ('{"epochs": ' + "1" * 5000 + "}", "text has a number that is too long"),
+        ("#" * 65537, "takes a text of at most 65536 characters"),
+        (5, "takes a text of at most 65536 characters"),
+        (None, "takes a text of at most 65536 characters"),
     ],
 )
 def test_what_is_neither_is_refused_with_its_line(text: Any, phrase: str) -> None:
     status, found = read(text)
     (detail,) = found["detail"]
     assert status == 422 and detail["loc"] == ["body", "text"] and phrase in detail["msg"]
+
+
+def test_dots_elsewhere_make_no_key_long() -> None:
+    dots = ".x" * 30
+    quoted = (f'"{dots}"', f"'{dots}'", f'"""\n{dots}\\""" {dots}""""', f"'''{dots}'''''")
+    for value in (*(f"{each}  # {dots}" for each in quoted), f"[{', '.join(quoted[:2])}]"):
+        status, found = read(f"dataset_path = {value}")
+        assert status == 200 and dots in str(found["form"]), value
+
+
+def test_a_hostile_text_is_answered_at_once() -> None:
+    begun = time.process_time()
+    for text in (
+        '"""\\' * 16_000,
+        "'''" * 20_000,
+        "a." * 32_000,
+        "a" + ".a" * 32_000 + " = 1",
+        "= " * 30_000,
+    ):
+        assert read(text)[0] == 422
+    assert time.process_time() - begun < 2

@@ -4,11 +4,15 @@ Why: a browser has no TOML parser, and a form that was saved last year may have 
 So what is known is given as it stands, for the page to fill its fields with; what is not is named. Nothing is
 checked here but the syntax: that is done when the form is used.
 
+The time that Python's parser takes grows with the square of a key's dotted parts. So a text may not be long, a
+key may not have many of them, and no request waits for another one's text.
+
 Known gap: comments are lost.
 """
 
+import asyncio
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -20,13 +24,25 @@ from dpiped.messages import Form
 
 SECRETS = ("wandb_api_key",)
 """Fields that are left out: a key belongs into no file."""
+LARGEST_TEXT = 65536
+"""Characters. A form has some hundred short lines."""
+LARGEST_KEY = 16
+"""Dots. A form has no dotted key at all."""
 _AT_BYTE = re.compile(r"\(byte (\d+)\)")
+_STRING_OR_COMMENT = re.compile(
+    r'"""(?:[^"\\]|\\[\s\S]|"(?!""))*+(?:"{3,5}|\\?\Z)'
+    r"|'''(?:[^']|'(?!''))*+(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\.)*+"'
+    r"|'[^'\n]*+'"
+    r"|#[^\n]*+"
+)
+_LONG_KEY = re.compile(rf"(?:\.[ \t]*+[\w-]++[ \t]*+){{{LARGEST_KEY + 1}}}")
 
 
 class FormText(msgspec.Struct, frozen=True):
     """The content of a file: a JSON object if it begins with `{`, else TOML."""
 
-    text: str
+    text: Annotated[str, msgspec.Meta(max_length=LARGEST_TEXT)]
 
     def __repr__(self) -> str:
         return "FormText(...)"
@@ -50,34 +66,50 @@ async def form(request: Request) -> Response:
     try:
         text = msgspec.convert(data, FormText).text
     except msgspec.ValidationError as error:
-        takes = "is required" if "text" not in data else "takes a text"
+        takes = f"takes a text of at most {LARGEST_TEXT} characters" if "text" in data else "is required"
         raise answers.of_fields([("text", takes)]) from error
+    return await asyncio.to_thread(_answer, text)
+
+
+def _answer(text: str) -> Response:
+    """Raises Problem."""
     is_json = text.lstrip("\ufeff \t\r\n").startswith("{")
     try:
         return document(_read(_json(text) if is_json else _toml(text)))
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except RecursionError as error:
+        raise answers.of_fields([("text", "is nested too deep")]) from error
+    except OverflowError as error:
+        raise answers.of_fields([("text", "has a number that is too long")]) from error
+    except (ValueError, TypeError) as error:
         said = f"is not {'JSON' if is_json else 'TOML'}: {error}"
         raise answers.of_fields([("text", said)]) from error
 
 
 def _read(data: dict[str, Any]) -> FormRead:
+    """Raises OverflowError for a number that can't be written."""
     import tomli_w
 
     known = {name: data[name] for name in data if name in Form.__struct_fields__ and name not in SECRETS}
+    try:
+        toml = tomli_w.dumps(_without_null(known))
+    except ValueError as error:
+        raise OverflowError(str(error)) from error
     return FormRead(
         form=known,
         unknown=tuple(name for name in data if name not in Form.__struct_fields__),
         dropped=tuple(name for name in SECRETS if name in data),
-        toml=tomli_w.dumps(_without_null(known)),
+        toml=toml,
     )
 
 
 def _json(text: str) -> dict[str, Any]:
-    """Raises ValueError that names the line."""
+    """Raises ValueError that names the line, OverflowError."""
     raw = text.lstrip("\ufeff").encode()
     try:
         data: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
     except msgspec.DecodeError as error:
+        if "Integer value out of range" in str(error):
+            raise OverflowError(str(error)) from error
         at = _AT_BYTE.search(str(error))
         if at is None and "truncated" not in str(error):
             raise
@@ -87,15 +119,20 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def _toml(text: str) -> dict[str, Any]:
-    """Raises ValueError that names the line."""
+    """Raises ValueError that names the line, RecursionError, OverflowError."""
     import tomllib
 
     text = text.removeprefix("\ufeff")
+    if _LONG_KEY.search(_STRING_OR_COMMENT.sub("s", text)):
+        raise RecursionError("a key of many parts")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         said = str(error).replace("at end of document", f"at line {text.count(chr(10)) + 1}, the last one")
         raise ValueError(said) from error
+    except ValueError as error:
+        # Python's own limit for the digits of a number.
+        raise OverflowError(str(error)) from error
 
 
 def _without_null(value: Any) -> Any:
