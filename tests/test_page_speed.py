@@ -53,27 +53,33 @@ def lines(browser: Browser) -> int:
     return number
 
 
+MEASURED = """
+    const of = (type) => performance.getEntriesByType(type);
+    const entries = [...of('navigation'), ...of('resource')];
+    const files = entries.filter((entry) => !entry.name.includes('/events'));
+    const of_name = (name) => performance.getEntriesByName(name)[0]?.startTime;
+    const times = [of_name('first-contentful-paint'), of_name('told')];
+    const foreign = entries.filter((entry) => !entry.name.startsWith(location.origin)).length;
+    return [files.reduce((sum, entry) => sum + entry.decodedBodySize, 0),
+            times.includes(undefined) ? null : Math.max(...times), foreign]"""
+"""Bytes of all that was fetched, when it was painted and the state was told, requests to elsewhere."""
+
+
 def test_the_page_is_small_and_shown_at_once(dpiped: Workspace, browser: Browser) -> None:
     shim = Shim(dpiped)
-    measured = """
-        const of = (type) => performance.getEntriesByType(type);
-        const entries = [...of('navigation'), ...of('resource')];
-        const files = entries.filter((entry) => !entry.name.includes('/events'));
-        const of_name = (name) => performance.getEntriesByName(name)[0]?.startTime;
-        const times = [of_name('first-contentful-paint'), of_name('told')];
-        const last = times.includes(undefined) ? null : Math.max(...times);
-        return [files.reduce((sum, entry) => sum + entry.decodedBodySize, 0), last,
-                entries.filter((entry) => !entry.name.startsWith(location.origin)).length]"""
     times = []
     for _ in range(5):
         browser.open("about:blank")
         browser.open(f"{shim.base}/dpipe/")
         browser.until("main h1", "Nothing has run yet")
-        wait_until(lambda: browser.run(measured)[1], "it is painted")
-        weight, painted, foreign = browser.run(measured)
+        wait_until(lambda: browser.run(MEASURED)[1], "it is painted")
+        weight, painted, foreign = browser.run(MEASURED)
         assert 20_000 < weight < PAGE_BYTES and foreign == 0
         times.append(painted)
     assert median(times) < FIRST_RENDER, times
+    browser.press("New training", "nav")
+    browser.until('[data-group="monitoring"]')
+    assert weight < browser.run(MEASURED)[0] < PAGE_BYTES, "with the form's fields and defaults"
 
 
 def test_a_log_of_a_million_lines_live_and_afterwards(workspace: Workspace, browser: Browser) -> None:

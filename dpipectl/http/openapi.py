@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 import dpiped
+from dpipectl.http import form_schema
 from dpipectl.http.answers import Detail
 from dpipectl.http.operations import ALL, JSON, Answer, Operation, Parameter
-from dpiped.form_help import HELP
 
 REF = "#/components/schemas/{name}"
 ERRORS = {
@@ -44,7 +44,7 @@ def make(root_path: str, needs_token: bool) -> dict[str, Any]:
     ordered = sorted(types, key=lambda kind: str(kind.__name__))
     schemas, components = msgspec.json.schema_components(ordered, ref_template=REF)
     named = dict(zip(ordered, schemas, strict=True))
-    _explain_form(components["Form"])
+    form_schema.explain(components["Form"])
     _without_prefix_items(components)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -124,14 +124,3 @@ def _without_prefix_items(schema: Any) -> None:
             schema["items"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         for each in schema.values():
             _without_prefix_items(each)
-
-
-def _explain_form(schema: dict[str, Any]) -> None:
-    """Adds what a page shows beside each field. Fields that the form does not have are ignored here."""
-    schema.pop("additionalProperties", None)
-    for name, property_ in schema["properties"].items():
-        known = HELP[name]
-        property_["description"] = known.text
-        property_["x-group"] = known.group
-        if known.unit is not None:
-            property_["x-unit"] = known.unit

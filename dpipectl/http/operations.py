@@ -13,7 +13,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dpipectl.http import api, controlpilot, form_file, live, login, metrics
+from dpipectl.http import api, controlpilot, form_file, form_schema, live, login, metrics
 from dpipectl.http.controlpilot import LARGEST_LIMIT, LARGEST_PID, LIMIT, STOP_LONGEST, STOP_WAIT
 from dpiped import messages
 
@@ -347,6 +347,14 @@ MORE = (
         api.defaults,
         "A form with every default filled in, and the folders that its paths have to lie in.",
         {200: Answer("The form.", messages.Defaults)},
+    ),
+    Operation(
+        "GET",
+        "/train/schema",
+        "schema",
+        form_schema.schema,
+        "JSON Schema of the form, with group (x-group), unit (x-unit) and help (description) of each field.",
+        {200: Answer("The schema.", dict[str, Any])},
     ),
     Operation(
         "POST",

@@ -78,8 +78,8 @@ export class Form {
   async #open(from) {
     let schema;
     try {
-      const [document_, defaults] = await Promise.all([get("openapi.json"), get("train/defaults")]);
-      schema = document_.components.schemas.Form.properties;
+      const [found, defaults] = await Promise.all([get("train/schema"), get("train/defaults")]);
+      schema = found.properties;
       this.#defaults = defaults.form;
       this.#build(schema, defaults.roots);
     } catch (error) {
