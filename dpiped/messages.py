@@ -540,7 +540,7 @@ class Found(Reply, frozen=True, tag="found"):
 
 
 class ConfigTexts(Reply, frozen=True, tag="config"):
-    """The files' texts. A key is hidden."""
+    """The files' texts. What is named like a key, a token or a password is hidden, also in a comment."""
 
     run: str
     training_toml: str
@@ -557,7 +557,7 @@ class Difference(Struct, frozen=True):
 
 
 class Compared(Reply, frozen=True, tag="compared"):
-    """None: the same. Comments, the key and where the files themselves lie are not compared."""
+    """None: the same. Comments, what is secret and where the files themselves lie are not compared."""
 
     run: str
     differences: tuple[Difference, ...]

@@ -4,7 +4,8 @@ Why: somebody who starts the next training wants to know what is different this 
 snapshot is what train.py was given, so it is what counts; not the file that it came from, which may have been
 changed since.
 
-Known gap: the descriptions of data sets for evaluation are not shown.
+Known gap: the descriptions of data sets for evaluation are not shown. What differs in two secrets only is not
+told. What is hidden, and what not, stands in masking.py.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpiped import messages, redaction, rundir, sources
+from dpiped import masking, messages, redaction, rundir, sources
 from dpiped.errors import RunDamaged
 from dpiped.form import Form
 from dpiped.settings import Settings
@@ -26,7 +27,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def texts(runs: Path, run: str) -> messages.ConfigTexts:
-    """The two files, a key hidden. Raises RunDamaged, InvalidInput."""
+    """The two files, what is secret hidden. Raises RunDamaged, InvalidInput."""
     folder = runs / run
     return messages.ConfigTexts(
         run, _text(folder / rundir.TRAINING_TOML), _text(folder / rundir.DATASET_TOML)
@@ -39,8 +40,8 @@ def compare(settings: Settings, runs: Path, run: str, form: Form) -> messages.Co
     # A key is not compared, so it need not be there.
     key = {sources.WANDB_KEY: redaction.HIDDEN}
     after = sources.make_files(settings, Wanted(form=form, env=key))
-    training = tomllib.loads(before.training_toml), tomllib.loads(after.training_toml)
-    dataset = tomllib.loads(before.dataset_toml), tomllib.loads(after.dataset_toml)
+    training = tomllib.loads(before.training_toml), masking.masked(tomllib.loads(after.training_toml))
+    dataset = tomllib.loads(before.dataset_toml), masking.masked(tomllib.loads(after.dataset_toml))
     found = [each for each in differences("training", *training) if not NOT_COMPARED.fullmatch(each.key)]
     return messages.Compared(run, (*found, *differences("dataset", *dataset)))
 
@@ -74,6 +75,6 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _text(path: Path) -> str:
     try:
-        return redaction.hide(path.read_text(encoding="utf-8"))
+        return masking.mask(redaction.hide(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise RunDamaged(f"{path} can't be read: {error}", field=path.name) from error

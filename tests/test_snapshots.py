@@ -1,10 +1,18 @@
 """The config of a run, shown and compared with a form."""
 
 import tomllib
+from typing import Any
 
-from dpiped import snapshots
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpiped import masking, snapshots
 from dpiped.messages import Difference
+from dpiped.redaction import HIDDEN
 from tests.harness import Workspace
+from tests.test_logs import CALM
 from tests.web import Shim
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -90,9 +98,89 @@ def test_a_config_that_is_damaged_is_said_without_its_path(workspace: Workspace)
     run = workspace.start(workspace.config(steps=2))
     workspace.until_ended(run)
     file = workspace.runs_dir / run / "training_config.toml"
+    file.write_text('[model]\nhf_token = "a-secret"\n# hf_token = "a-secret"\n')
+    shown = [shim.get(f"/runs/{run}/config"), shim.post(f"/runs/{run}/compare", shim.form())]
+    assert [status for status, _ in shown] == [200, 200] and "a-secret" not in str(shown)
+    (token,) = (each for each in shown[1][1]["differences"] if each["key"] == "model.hf_token")
+    assert (token["before"], token["after"]) == (f'"{HIDDEN}"', None)
     file.write_text("no TOML [")
     for spoilt in (True, False):
         status, found = shim.get(f"/runs/{run}/config")
         assert status == 409 and "training_config.toml" in found["detail"], spoilt
         assert str(workspace.root) not in found["detail"]
         file.unlink(missing_ok=True)
+
+
+SECRET_CONFIG = r'''
+hf_token = "hf_very-secret"  # token: comment-secret
+"api_key" = 'very-secret'
+my.PASSWORD = """
+very-secret"""
+none_token = ""
+max_token_length = 77
+tokenizer = "shown/path"
+# api_key = "comment-secret"   # not, but "kept"
+#password: comment-secret
+mirror = "https://user:very-secret@host/a?b=c@d"
+# see ssh://comment-secret@host/x
+prompt = "# password = 'shown'"
+size = [1, 2]
+'''
+
+
+def test_secrets_of_a_plain_config_are_hidden_where_they_stand() -> None:
+    dataset_comment = "# wandb: 0123456789abcdef0123456789abcdef01234567, a name: shown\n"
+    hidden = masking.mask(dataset_comment + SECRET_CONFIG)
+    assert "-secret" not in hidden and "0123456789" not in hidden and masking.WRITTEN_ANEW not in hidden
+    assert (
+        tomllib.loads(hidden)
+        == masking.masked(tomllib.loads(SECRET_CONFIG))
+        == {
+            "hf_token": HIDDEN,
+            "api_key": HIDDEN,
+            "my": {"PASSWORD": HIDDEN},
+            "none_token": "",
+            "max_token_length": 77,
+            "tokenizer": "shown/path",
+            "mirror": f"https://{HIDDEN}@host/a?b=c@d",
+            "prompt": "# password = 'shown'",
+            "size": [1, 2],
+        }
+    )
+    assert f'# api_key = "{HIDDEN}"   # not, but "kept"' in hidden and "a name: shown" in hidden
+    assert masking.mask(hidden) == hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'tokens = ["a-secret", {b = "a-secret"}]  # kept?',
+        '[credentials]\nuser = "a-secret"',
+        r'"\u0061pi_k\u0065y" = "a-secret"',
+        r'mirror = "https\u003a//me:a-secret@host"',
+    ],
+)
+def test_what_can_not_be_hidden_in_its_place_is_written_anew(text: str) -> None:
+    hidden = masking.mask(text)
+    assert hidden.startswith(masking.WRITTEN_ANEW) and "a-secret" not in hidden
+    assert tomllib.loads(hidden) == masking.masked(tomllib.loads(text))
+
+
+STRINGS = st.one_of(st.text(max_size=8), st.sampled_from(["a://b:c@d", "token = 'x'", '"""', "#", "\n"]))
+
+
+@CALM
+@given(
+    st.recursive(
+        st.one_of(STRINGS, st.integers(), st.booleans()),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(st.one_of(STRINGS, st.just("k_token")), inner, max_size=3),
+        ),
+        max_leaves=8,
+    )
+)
+def test_whatever_a_config_says_it_says_the_same_but_for_its_secrets(value: Any) -> None:
+    data = {"key": value, "name": value, "mirror": "x://user:pw@host"}
+    hidden = masking.mask(tomli_w.dumps(data, multiline_strings=True))
+    assert tomllib.loads(hidden) == masking.masked(data) and "user:pw" not in hidden

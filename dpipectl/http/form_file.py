@@ -5,7 +5,7 @@ So what is known is given as it stands, for the page to fill its fields with; wh
 checked here but the syntax: that is done when the form is used.
 
 The time that Python's parser takes grows with the square of a key's dotted parts. So a text may not be long,
-a key may not have many of them, and no request waits for another one's text.
+no key may have many of them, and no request waits for another one's text.
 
 Known gap: comments are lost.
 """

@@ -314,7 +314,7 @@ MORE = (
         "/runs/{run}/config",
         "config",
         api.config,
-        "The two TOML files that a run was launched with; a key is hidden.",
+        "The two TOML files that a run was launched with; keys, tokens and passwords are hidden.",
         {200: Answer("The texts.", messages.ConfigTexts)},
         (RUN_PATH,),
         errors=(400, 404, 409),
