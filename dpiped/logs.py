@@ -68,23 +68,32 @@ def shown_all(block: bytes) -> list[str]:
 
 
 def _on_screen(text: str) -> str:
-    """Carries out carriage returns and erasures, drops all other escape sequences."""
-    screen: list[str] = []
-    cursor = 0
-    for part in _MOVES.split(text):
-        if part == "\r":
+    """Carries out carriage returns and erasures, drops all other escape sequences.
+
+    Nothing is blanked twice, so that the time grows with the text only.
+    """
+    parts = _MOVES.split(text)
+    screen = list(_ESCAPES.sub("", parts[0]))
+    # `length` cells are shown; those behind them, if there are any, are blank, and so are the first `blank`.
+    cursor = length = len(screen)
+    blank = 0
+    for move, part in zip(parts[1::2], parts[2::2], strict=True):
+        if move == "\r":
             cursor = 0
-        elif _MOVES.fullmatch(part):
-            if part.endswith("1K"):
-                screen[:cursor] = " " * min(cursor, len(screen))
-            else:
-                del screen[0 if part.endswith("2K") else cursor :]
         else:
-            plain = _ESCAPES.sub("", part)
-            screen.extend(" " * (cursor - len(screen)))
+            if not move.endswith("1K"):
+                del screen[cursor:]
+                length = 0 if move.endswith("2K") else min(length, cursor)
+            if move[-2] in "12":
+                screen[blank:cursor] = " " * (cursor - blank)
+                blank = max(blank, cursor)
+        if part and (plain := _ESCAPES.sub("", part)):
+            blank = min(blank, cursor)
             screen[cursor : cursor + len(plain)] = plain
             cursor += len(plain)
-    return "".join(screen).rstrip() if "\r" in text else "".join(screen)
+            length = max(length, cursor)
+    shown = "".join(screen[:length])
+    return shown.rstrip() if "\r" in text else shown
 
 
 class Follower:

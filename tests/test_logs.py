@@ -340,3 +340,46 @@ def test_a_very_long_line_among_others_is_cut() -> None:
     raws = [b"a", b"x" * (2 * logs.LINE_LIMIT), "é".encode() * 10, b""]
     assert logs.shown_all(b"\n".join(raws)) == [logs.shown(raw) for raw in raws]
     assert len(logs.shown_all(b"\n".join(raws))[1]) < 2 * logs.LINE_LIMIT
+
+
+def plainly_on_screen(parts: list[str]) -> str:
+    """Cell by cell."""
+    cells: list[str] = []
+    cursor = 0
+    for part in parts:
+        if part == "\r":
+            cursor = 0
+        elif part.endswith("K"):
+            if part.endswith("2K"):
+                cells = []
+            elif part.endswith("1K"):
+                cells = [" "] * min(cursor, len(cells)) + cells[cursor:]
+            else:
+                cells = cells[:cursor]
+        elif not part.startswith("\x1b"):
+            for character in part:
+                cells += [" "] * (cursor + 1 - len(cells))
+                cells[cursor] = character
+                cursor += 1
+    said = "".join(cells)
+    return said.rstrip() if "\r" in parts else said
+
+
+@CALM
+@given(
+    st.lists(
+        st.sampled_from(["a", "bc", "def ", "\r", "\x1b[K", "\x1b[0K", "\x1b[1K", "\x1b[2K", "\x1b[31m"]),
+        max_size=30,
+    )
+)
+def test_a_line_is_shown_as_a_screen_would_show_it(parts: list[str]) -> None:
+    assert shown("".join(parts).encode()) == plainly_on_screen(parts)
+
+
+@pytest.mark.parametrize(
+    "moves", ["\x1b[1K", "\x1b[2Ky", "\ry\x1b[1K", "y\x1b[1K", "\ry\x1b[2K", "\ry", "\x1b[K"]
+)
+def test_many_erasures_in_a_long_line_take_little_time(moves: str) -> None:
+    begun = time.process_time()
+    shown(("x" * 60_000 + moves * 10_000).encode())
+    assert time.process_time() - begun < 0.2
