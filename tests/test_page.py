@@ -88,6 +88,22 @@ def no_doubt(browser: Browser, log: bytes) -> None:
     wait_until(lambda: points(browser) == len(steps), "each step is on the curve once")
 
 
+def icon(browser: Browser) -> str:
+    """What the tab shows."""
+    drawn: str = browser.run("return document.querySelector('link[rel=icon]').href")
+    return drawn
+
+
+def curves(browser: Browser, run: str, other: str) -> None:
+    """TensorBoard, as the history opens it, shows that run's curves and no other's."""
+    browser.press("Runs", "nav")
+    link = wait_until(lambda: browser.find(f'[data-run="{run}"] a[target]'), "the link to TensorBoard")
+    browser.open(str(link[0].get_attribute("href")))
+    text = "return document.body.innerText"
+    wait_until(lambda: f"diffpipe/{run}" in browser.run(text), "TensorBoard's list of runs", 40)
+    assert other not in browser.run(text)
+
+
 def start_by_form(browser: Browser, shim: Shim) -> None:
     browser.open(f"{shim.base}/dpipe/")
     browser.until("main h1", "Nothing has run yet")
@@ -122,6 +138,8 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
     wait_until(lambda: points(browser) > before, "the curve moves")
     assert "dpiped" in browser.driver.title and "loss" in browser.driver.title
     assert browser.console() == []
+    running = icon(browser)
+    assert running.startswith("data:image/svg+xml")
 
     browser.driver.refresh()
     browser.until(".status .pill", "Running")
@@ -151,6 +169,7 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
     assert time.monotonic() - killed < 3.0
     browser.until(".status .pill", "Failed")
     wait_until(lambda: "Failed" in browser.driver.title, "the tab says it too")
+    assert icon(browser) != running
     no_doubt(browser, (real.runs_dir / run / "output.log").read_bytes())
     browser.press("Show it in the log", ".failure")
     browser.until(".log .here")
@@ -160,6 +179,7 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
     history(browser, run, again, saved)
     noted = [line for line in browser.console() if not any(each in line for each in AWAY)]
     assert noted == []
+    curves(browser, run, again)
 
 
 def resume(browser: Browser, real: Workspace, run: str) -> str:
