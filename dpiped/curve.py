@@ -27,6 +27,8 @@ from msgspec import Struct
 from dpiped.progress import CARRY_LIMIT, EPOCH, RESUMED, STEP
 
 LIMIT = 131_072
+PIECE = 256 << 10
+"""Bytes to be fed at a time where others wait; full of short lines, they take some 10 ms."""
 LEAP = 10**9
 """No training prints two steps so far apart."""
 EPOCHS_LIMIT = 2048

@@ -88,8 +88,14 @@ def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
 
 
 def _failure(path: Path, line: str | None) -> messages.Failure | None:
-    cursor = backwards.line_of(path, line) if line is not None else None
-    return messages.Failure(line, cursor) if line is not None and cursor is not None else None
+    """None as well if the log can't be read: what else is known of the run is told all the same."""
+    if line is None:
+        return None
+    try:
+        cursor = backwards.line_of(path, line)
+    except OSError:
+        return None
+    return messages.Failure(line, cursor) if cursor is not None else None
 
 
 def train_directory(folder: Path, spec: Spec) -> Path | None:
@@ -138,16 +144,17 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
 
 
 def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLines:
-    """A page of a log that no longer grows."""
+    """A page of a log that no longer grows. Raises OSError."""
     upto, size = logs.extent(path)
-    page = _past_page(path, request, upto)
+    page = read_page(path, request, upto)
     eof = page.next >= upto
     current = logs.read_unfinished(path, upto, size) if eof else ""
     pid = launcher_pid(path.parent)
     return messages.LogLines(run, page.lines, current, page.next, size, eof, pid, page.first)
 
 
-def _past_page(path: Path, request: messages.ReadLog, upto: int) -> logs.Page:
+def read_page(path: Path, request: messages.ReadLog, upto: int) -> logs.Page:
+    """The lines of a log asked for, as far as the offset `upto`. Raises OSError."""
     limit, most = request.limit, messages.REPLY_BYTES
     if request.before is not None:
         return backwards.lines_before(path, min(request.before, upto), limit, most)

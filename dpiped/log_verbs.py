@@ -3,16 +3,24 @@
 Why: a run that goes on and one that is over are asked for in the same way, and must give the same lines at
 the same cursors, whether they come from memory or from the file.
 
+Only what is small is read in the event loop: the page of a log in memory, or of a short file.
+
 Known gap: none of the long waits is cancelled when its client vanishes; each ends by its own `wait`.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from dpiped import backwards, history, logs, messages, named, rundir, searching
-from dpiped.errors import InvalidInput
-from dpiped.live import LiveRun
-from dpiped.past_curves import PastCurves
+from dpiped import history, logs, messages, named, rundir, searching
+from dpiped.errors import InvalidInput, RunDamaged
 from dpiped.supervisor import Supervisor
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+SMALL = 128 << 10
+"""Bytes of a log that is read at once: a thread would take longer than that."""
 
 
 class LogVerbs:
@@ -20,10 +28,9 @@ class LogVerbs:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._past_curves = PastCurves()
 
     async def lines(self, request: messages.ReadLog) -> messages.LogLines:
-        """A page of lines. Raises UnknownRun, InvalidInput."""
+        """A page of lines. Raises UnknownRun, InvalidInput, RunDamaged."""
         if request.before is not None and request.after is not None:
             raise InvalidInput("before is not taken together with after", field="before")
         run = self._run_of(request)
@@ -35,32 +42,31 @@ class LogVerbs:
             )
         live = named.active(self._supervisor, run)
         if live is None:
-            return history.read_log(run, path, request)
-        page = _live_page(live, request, path)
+            return await self._read(path, history.read_log, run, path, request)
+        upto = live.ring.next
+        page = _in_memory(live.ring, request)
+        if page is None:
+            page = await self._read(path, history.read_page, path, request, upto)
         current = live.ring.current if page.next >= live.ring.next else ""
         pid = live.launched.child.pid if live.launched else None
         return messages.LogLines(run, page.lines, current, page.next, live.ring.end, False, pid, page.first)
 
     async def raw(self, request: messages.ReadRaw) -> messages.RawLog:
-        """The log's bytes. Raises UnknownRun."""
+        """The log's bytes. Raises UnknownRun, RunDamaged."""
         run = named.run_id(self._supervisor, request.run)
         path = self._path(run)
         if request.after is not None:
             await self._supervisor.wait_until(lambda: self._grown(run, request.after or 0), request.wait)
         live = named.active(self._supervisor, run)
-        upto, size = (live.ring.next, live.ring.end) if live else logs.extent(path)
-        after = request.after
-        if after is None:
-            after = 0 if request.tail is None else logs.tail_start(path, request.tail, upto)
-        data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
-        after = min(after, size) + len(data)
-        return messages.RawLog(run, data, after, eof=live is None and after >= size)
+        known = (live.ring.next, live.ring.end) if live else None
+        return await self._read(path, _raw, run, path, request, known)
 
     async def series(self, request: messages.ReadSeries) -> messages.Series:
-        """The loss curve. Raises UnknownRun."""
+        """The loss curve. Raises UnknownRun, RunDamaged."""
         run = named.run_id(self._supervisor, request.run)
         live = named.active(self._supervisor, run)
-        curve = live.curve if live else await self._past_curves.of(run, self._path(run))
+        with _readable():
+            curve = live.curve if live else await self._supervisor.past_curves.of(run, self._path(run))
         part = curve.series(request.points, request.width, request.after)
         return messages.Series(
             run=run,
@@ -74,13 +80,22 @@ class LogVerbs:
         )
 
     async def search(self, request: messages.SearchLog) -> messages.Found:
-        """The lines with a text. Raises UnknownRun."""
+        """The lines with a text. Raises UnknownRun, RunDamaged."""
         run = named.run_id(self._supervisor, request.run)
         path = self._path(run)
         live = named.active(self._supervisor, run)
-        upto = live.ring.next if live else logs.extent(path)[0]
-        hits = await searching.search(path, request.text, request.after, request.limit, upto)
+        upto = live.ring.next if live else (await self._read(path, logs.extent, path))[0]
+        aside = self._supervisor.aside
+        with _readable():
+            hits = await searching.search(path, request.text, request.after, request.limit, upto, aside)
         return messages.Found(run, hits.matches, hits.next, hits.end)
+
+    async def _read(self, path: Path, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """What `work` makes of the log. Raises RunDamaged if that can't be read."""
+        with _readable():
+            if logs.size(path) <= SMALL:
+                return work(*args, **kwargs)
+            return await self._supervisor.aside.do(work, *args, **kwargs)
 
     def _path(self, run: str) -> Path:
         return self._supervisor.runs / run / rundir.LOG
@@ -103,17 +118,32 @@ class LogVerbs:
         return history.by_pid(self._supervisor.runs, request.pid)
 
 
-def _live_page(live: LiveRun, request: messages.ReadLog, path: Path) -> logs.Page:
-    """From the ring if it reaches back so far, else from the file, never past what the ring knows."""
-    ring, limit, most = live.ring, request.limit, messages.REPLY_BYTES
+def _in_memory(ring: logs.Ring, request: messages.ReadLog) -> logs.Page | None:
+    """None if the ring does not reach back so far."""
+    limit, most = request.limit, messages.REPLY_BYTES
     if request.before is not None:
-        before = min(request.before, ring.next)
-        return ring.page_before(before, limit, most) or backwards.lines_before(path, before, limit, most)
+        return ring.page_before(min(request.before, ring.next), limit, most)
+    after = request.after if request.after is not None else ring.tail_start(limit)
+    if after is not None and after >= ring.next:
+        return logs.Page((), after, after)
+    return ring.page(after, limit, most) if after is not None else None
+
+
+def _raw(run: str, path: Path, request: messages.ReadRaw, known: tuple[int, int] | None) -> messages.RawLog:
+    """`known` is the extent of a log that grows."""
+    upto, size = known or logs.extent(path)
     after = request.after
     if after is None:
-        after = ring.tail_start(limit)
-        if after is None:
-            after = logs.tail_start(path, limit, ring.next)
-    if after >= ring.next:
-        return logs.Page((), after, after)
-    return ring.page(after, limit, most) or logs.read_lines(path, after, limit, ring.next, most)
+        after = 0 if request.tail is None else logs.tail_start(path, request.tail, upto)
+    data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
+    after = min(after, size) + len(data)
+    return messages.RawLog(run, data, after, eof=known is None and after >= size)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raises RunDamaged for a log that is no file, or that vanishes while it is read."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDamaged(f"{rundir.LOG} can't be read: {error.strerror}", field=rundir.LOG) from error

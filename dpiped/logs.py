@@ -223,6 +223,14 @@ class Ring:
             self._bytes -= len(self._lines.popleft()[1])
 
 
+def size(path: Path) -> int:
+    """Bytes of a log; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def extent(path: Path) -> tuple[int, int]:
     """(offset after the last line end, size in bytes) of a log; zeros if there is none."""
     try:
@@ -234,11 +242,28 @@ def extent(path: Path) -> tuple[int, int]:
 
 
 def read_lines(path: Path, after: int, limit: int, upto: int, max_bytes: int) -> Page:
-    """Up to `limit` whole lines between the offsets `after` and `upto`, at most about `max_bytes` of them."""
+    """Up to `limit` whole lines between the offsets `after` and `upto`, at most about `max_bytes` of them.
+
+    The first is the one that begins at `after` or next after it.
+    """
+    after = line_start_from(path, after, upto)
     block = _whole_lines(path, after, limit, min(upto, after + max_bytes))
     if block:
         return Page(tuple(shown_all(block[:-1])), after, after + len(block))
     return _read_long_lines(path, after, limit, upto, max_bytes)
+
+
+def line_start_from(path: Path, after: int, upto: int) -> int:
+    """The first offset from `after` on where a line begins, as far as `upto`, which is one."""
+    if not 0 < after < upto:
+        return after
+    with path.open("rb") as file:
+        block, begin = os.pread(file.fileno(), 1, after - 1), after - 1
+        while block and b"\n" not in block and begin + len(block) < upto:
+            begin += len(block)
+            block = os.pread(file.fileno(), min(CHUNK, upto - begin), begin)
+    # Without a block the log was truncated meanwhile.
+    return begin + block.index(b"\n") + 1 if b"\n" in block else upto if block else after
 
 
 def _whole_lines(path: Path, after: int, limit: int, upto: int) -> bytes:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from dpiped import checkpoints, ending, launch, lifecycle, messages, procs, recovery, rundir, saving
+from dpiped.aside import Aside
 from dpiped.errors import InvalidInput, LaunchFailed, Refused, RunDamaged
 from dpiped.lifecycle import (
     Adopt,
@@ -33,6 +34,7 @@ from dpiped.lifecycle import (
     Stopping,
 )
 from dpiped.live import LiveRun
+from dpiped.past_curves import PastCurves
 from dpiped.rundir import Concluded, Exit, Spec
 from dpiped.settings import RUN_MARKER, Settings, training_environment
 from dpiped.sources import Wanted
@@ -60,6 +62,8 @@ class Supervisor:
         self.revision = 0
         self.ending = False
         self.changed = asyncio.Condition()
+        self.aside = Aside()
+        self.past_curves = PastCurves(self.aside)
         self._environment: dict[str, str] = {}
         self._stop_by = "dpiped"
         self._follower: asyncio.Task[None] | None = None
@@ -277,6 +281,7 @@ class Supervisor:
                 case Conclude():
                     self._cancel_deadline()
                     self.live = None
+                    self.past_curves.keep(live.id, live.ring.end, live.curve)
                     self.last = ending.conclude_run(live, self.notice)
 
     def _spawn(self, live: LiveRun) -> None:

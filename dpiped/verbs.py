@@ -97,7 +97,7 @@ class Verbs:
             case messages.ListRuns():
                 return self._runs(request)
             case messages.ShowRun():
-                return self._detail(history.resolve(self._supervisor.runs, request.run))
+                return await self._detail(history.resolve(self._supervisor.runs, request.run))
             case messages.ReadLog():
                 return await self._logs.lines(request)
             case messages.ReadRaw():
@@ -166,7 +166,7 @@ class Verbs:
     async def _wait(self, request: messages.WaitRun) -> AnyReply:
         run = named.run_id(self._supervisor, request.run)
         await self._supervisor.wait_until(lambda: named.active(self._supervisor, run) is None, request.wait)
-        return self._detail(run)
+        return await self._detail(run)
 
     async def _config(self, request: messages.ReadConfig) -> AnyReply:
         run = named.run_id(self._supervisor, request.run)
@@ -187,10 +187,10 @@ class Verbs:
         )
         return messages.Runs(tuple(found))
 
-    def _detail(self, run: str) -> messages.RunReply:
-        return history.detail(
-            self._supervisor.runs, run, active=named.active(self._supervisor, run) is not None
-        )
+    async def _detail(self, run: str) -> messages.RunReply:
+        active = named.active(self._supervisor, run) is not None
+        # The line that says what was wrong is looked for in megabytes of a log.
+        return await asyncio.to_thread(history.detail, self._supervisor.runs, run, active)
 
 
 def _wanted(request: messages.Start | messages.StartForm | messages.Validate) -> Wanted:

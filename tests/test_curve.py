@@ -1,14 +1,18 @@
 """The loss curve: against a plain model, cut anywhere, put together, kept by a client; and over HTTP."""
 
 import math
+import signal
+import threading
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
+from dpipectl.http.app import create_app
+from dpipectl.http.guard import Policy
 from dpiped import curve, messages
 from dpiped.curve import Bucket, Curve
 from tests.harness import Workspace
@@ -199,13 +203,34 @@ def test_a_live_curve_and_that_of_a_past_run(workspace: Workspace) -> None:
     assert not more["whole"] and more["points"][0][0] == found["last"]
     workspace.go.touch()
     workspace.until_ended(run)
+    # The curve is known: the log is not read again.
+    log = workspace.runs_dir / run / "output.log"
+    log.write_bytes(b"x" * log.stat().st_size)
     for _ in range(2):
         past = shim.get(f"/runs/{run}/series", points=5000)[1]
         assert past["eof"] and past["whole"] and past["last"] == len(past["points"])
     assert past["points"][24] == [25, 25, 0.04, 0.04, 0.04]
     assert shim.get("/runs/last/series", points=9)[0] == 422
-    folder = Path(workspace.runs_dir / run)
-    (folder / "output.log").unlink()
+    log.unlink()
     empty = workspace.ask(messages.ReadSeries())
     assert isinstance(empty, messages.Series)
     assert (empty.run, empty.width, empty.points, empty.last, empty.eof) == (run, 1, (), None, True)
+
+
+def test_a_curve_is_waited_for_longer_than_other_answers(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a long log again takes seconds. Here the daemon is stopped for a moment."""
+    monkeypatch.setattr("dpipectl.http.daemon.TIMEOUT", 0.1)
+    daemon = workspace.start_daemon()
+    app = create_app(Policy(check_host=False), workspace.env["DIFFPIPE_SOCKET"])
+    with TestClient(app) as client:
+        assert client.get("/runs/last/series").status_code == 404
+        daemon.send_signal(signal.SIGSTOP)
+        goes_on = threading.Timer(0.5, daemon.send_signal, [signal.SIGCONT])
+        goes_on.start()
+        try:
+            assert client.get("/runs").status_code == 503
+            assert client.get("/runs/last/series").status_code == 404
+        finally:
+            goes_on.join()

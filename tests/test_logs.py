@@ -170,10 +170,12 @@ def test_the_file_agrees_on_where_its_last_lines_begin(data: bytes, limit: int) 
 @given(TEXTS, st.integers(1, 9), st.data())
 def test_the_file_gives_the_same_lines_as_the_ring(data: bytes, limit: int, choose: st.DataObject) -> None:
     model = model_of(data)
-    after = choose.draw(st.sampled_from([*model.starts, model.next]))
+    # Anywhere, also in the middle of a line.
+    after = choose.draw(st.integers(0, model.next))
+    begin = min(start for start in (*model.starts, model.next) if start >= after)
     with file_of(data) as path:
         page = logs.read_lines(path, after, limit, model.next, PLENTY)
-        assert page == model.from_offset(after, limit)
+        assert page == model.from_offset(begin, limit)
         assert page == ring_of(data, []).page(after, limit, PLENTY)
 
 
@@ -234,6 +236,7 @@ def test_the_rest_of_a_line_too_long_to_hold_is_passed_over(tmp_path: Path) -> N
     assert (page.lines[0], page.lines[2], page.next) == ("before", "after", upto)
     assert page.lines[1].startswith("<x") and page.lines[1].endswith("x>")
     assert len(page.lines[1]) < logs.LINE_LIMIT + 100
+    assert logs.read_lines(path, 9, 10, upto, PLENTY) == Page(("after",), upto - 6, upto)
 
 
 @pytest.mark.parametrize(

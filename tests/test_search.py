@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpiped import logs, searching
+from dpiped.aside import Aside
 from dpiped.searching import Hits
 from tests.harness import Workspace
 from tests.test_logs import CALM, file_of, model_of
@@ -30,11 +31,18 @@ def plainly(data: bytes, text: str, after: int) -> list[int]:
     return [at for at, raw in lines if at >= after and text.casefold() in logs.shown(raw).casefold()]
 
 
+def search(path: Path, text: str, after: int, limit: int, upto: int) -> Hits:
+    async def asked() -> Hits:
+        return await searching.search(path, text, after, limit, upto, Aside())
+
+    return asyncio.run(asked())
+
+
 def search_all(path: Path, text: str, after: int, limit: int, upto: int) -> list[int]:
     """As a client does it: on from `next` until the end."""
     found: list[int] = []
     while True:
-        hits = asyncio.run(searching.search(path, text, after, limit, upto))
+        hits = search(path, text, after, limit, upto)
         assert len(hits.matches) <= limit and (hits.next > after or hits.end)
         found += hits.matches
         if hits.end:
@@ -67,29 +75,15 @@ def test_long_lines_and_many_blocks(tmp_path: Path) -> None:
     for text in ("needle", "HEADx", "xtail", "middle", "nothing"):
         assert search_all(path, text, 0, 500, upto) == plainly(data, text, 0), text
     assert len(plainly(data, "needle", 0)) == 2 and not plainly(data, "middle", 0)
-    assert asyncio.run(searching.search(tmp_path / "none", "x", 5, 1, 9)) == Hits((), 5, True)
-    assert asyncio.run(searching.search(path, "nothing", 0, 9, len(data) * 2)).end
+    assert search(tmp_path / "none", "x", 5, 1, 9) == Hits((), 5, True)
+    assert search(path, "nothing", 0, 9, len(data) * 2).end
 
 
-def test_one_request_reads_a_bounded_piece_and_lets_others_run(tmp_path: Path) -> None:
+def test_one_request_reads_a_bounded_piece(tmp_path: Path) -> None:
     path = tmp_path / "output.log"
     path.write_bytes(b"some line of a log\n" * 2_000_000)
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async def both() -> Hits:
-        counting = asyncio.create_task(count())
-        hits = await searching.search(path, "absent", 0, 10, path.stat().st_size)
-        counting.cancel()
-        return hits
-
-    hits = asyncio.run(both())
-    assert not hits.end and searching.WORK <= hits.next < 2 * searching.WORK and turns >= 60
+    hits = search(path, "absent", 0, 10, path.stat().st_size)
+    assert not hits.end and searching.WORK <= hits.next < 2 * searching.WORK
 
 
 def test_a_live_and_a_past_run_are_searched(workspace: Workspace) -> None:
@@ -113,3 +107,10 @@ def test_a_live_and_a_past_run_are_searched(workspace: Workspace) -> None:
     for asked in ({}, {"text": ""}, {"text": "x" * 201}, {"text": "x", "limit": 1001}):
         status, wrong = shim.get(f"/runs/{run}/search", **asked)
         assert status == 422 and wrong["detail"][0]["loc"][1] == [*asked, "text"][-1 if len(asked) < 2 else 1]
+    log = workspace.runs_dir / run / "output.log"
+    log.unlink()
+    log.mkdir()
+    for name in ("lines", "series", "search", "log"):
+        status, wrong = shim.get(f"/runs/{run}/{name}", **({"text": "x"} if name == "search" else {}))
+        assert status == 409 and wrong["detail"] == "output.log can't be read: Is a directory"
+    assert shim.get("/train/logs")[0] == 409 and shim.get(f"/runs/{run}")[0] == 200

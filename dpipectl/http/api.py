@@ -24,6 +24,8 @@ from dpiped.errors import DpipedError, InvalidForm
 RUN = r"[A-Za-z0-9._-]{1,128}"
 LARGEST_CURSOR = 1 << 60
 LARGEST_PAGE = 10_000
+SERIES_WAIT = 120.0
+"""Seconds that the daemon may take to read the whole log of a past run."""
 
 
 class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,7 +169,7 @@ async def series(request: Request) -> Response:
     after = reading.whole(request, "after", 0, LARGEST_CURSOR, None)
     assert points is not None
     asked = messages.ReadSeries(_run(request), points, width, after)
-    return document(await asking.ask(request, asked, messages.Series))
+    return document(await asking.ask(request, asked, messages.Series, SERIES_WAIT))
 
 
 async def search(request: Request) -> Response:

@@ -136,7 +136,7 @@ CONTROLPILOT = (
         "The last lines of the active run, or of the most recent one, or of the run with that pid.",
         {200: Answer("The lines.", Logs)},
         (Parameter("limit", "How many lines at most.", _whole(1, LARGEST_LIMIT, LIMIT)), PID),
-        errors=(422,),
+        errors=(409, 422),
     ),
     Operation(
         "POST",
@@ -270,7 +270,7 @@ MORE = (
             ),
             Parameter("limit", "How many lines at most.", _whole(1, api.LARGEST_PAGE, 500)),
         ),
-        errors=(400, 404, 422),
+        errors=(400, 404, 409, 422),
     ),
     Operation(
         "GET",
@@ -287,7 +287,7 @@ MORE = (
             ),
             Parameter("after", "The last step that the caller has.", _whole(0, api.LARGEST_CURSOR)),
         ),
-        errors=(400, 404, 422),
+        errors=(400, 404, 409, 422),
     ),
     Operation(
         "GET",
@@ -307,7 +307,7 @@ MORE = (
             Parameter("after", "A cursor: where to begin.", _whole(0, api.LARGEST_CURSOR, 0)),
             Parameter("limit", "How many lines at most.", _whole(1, 1000, 500)),
         ),
-        errors=(400, 404, 422),
+        errors=(400, 404, 409, 422),
     ),
     Operation(
         "GET",
@@ -338,7 +338,7 @@ MORE = (
         "The whole log as it was printed, as a download.",
         {200: Answer("The log.", media="text/plain")},
         (RUN_PATH,),
-        errors=(400, 404),
+        errors=(400, 404, 409),
     ),
     Operation(
         "GET",
