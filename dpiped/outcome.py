@@ -13,6 +13,7 @@ import signal
 
 import msgspec
 
+from dpiped.logs import shown_all
 from dpiped.messages import OutcomeName
 from dpiped.progress import Snapshot
 from dpiped.rundir import Concluded, Exit, StopAsked
@@ -22,11 +23,11 @@ _EXCEPTION = re.compile(
 )
 _HEAD = "Traceback (most recent call last):"
 _CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
-_RANK_PREFIX = re.compile(r"^\[rank(\d+)\]: ?")
-_ARGPARSE = re.compile(rb"([\w./-]+: error: [^\r\n]+)")
+RANK_PREFIX = re.compile(r"^\[rank(\d+)\]: ?")
+_ARGPARSE = re.compile(r"[\w./-]+: error: .+")
 _PORT = re.compile(r"port: (\d+)")
 _DROPPED_OUT = (
-    (b"WARNING: You have set a lot of resolutions", "more than 3 resolutions: train.py quits at once"),
+    ("WARNING: You have set a lot of resolutions", "more than 3 resolutions: train.py quits at once"),
 )
 LINE_LIMIT = 500
 """So much of the line is recorded: the record has to fit into the room reserved for it."""
@@ -62,10 +63,12 @@ def conclude(
 
 
 def failure_line(said: Snapshot) -> str | None:
-    """The line that says what was wrong: the exception, else the launcher's word, else the last one."""
+    """The line that says what was wrong: the exception, train.py's own word, the launcher's, the last one."""
     lines = _lines(said.tail)
+    killed = (said.rank_exit_code or 0) < 0
     found = (
         exception_line(said.evidence)
+        or next((line for line in lines if _refuses(line) and not killed), "")
         or next((line for line in reversed(lines) if _RANK_ENDED in line), "")
         or next((line for line in reversed(lines) if line), "")
     )
@@ -150,16 +153,22 @@ def _why_failed(exit_: Exit, said: Snapshot) -> str:
         return f"the launcher was killed by {_signal_name(exit_.signal)}"
     if exit_.code in SIGKILL_EXITS:
         return _killed(signal.SIGKILL)
+    lines = _lines(said.tail)
     for needle, reason in _DROPPED_OUT:
-        if needle in said.tail:
+        if any(needle in line for line in lines):
             return reason
     if exit_.code == 0:
         return "exit code 0, but the training did not complete: " + (
             "the launcher was killed and its ranks were left behind" if exit_.leftovers else "it ended early"
         )
-    if argparse := _ARGPARSE.search(said.tail):
-        return argparse[1].decode(errors="replace")
+    if argparse := next(filter(None, map(_ARGPARSE.search, lines)), None):
+        return argparse[0]
     return f"exit code {exit_.code}; the last line was: {last_line(said.tail) or '(nothing printed)'}"
+
+
+def _refuses(line: str) -> bool:
+    """Does train.py say by this line, without a traceback, why it quits?"""
+    return any(needle in line for needle, _ in _DROPPED_OUT) or _ARGPARSE.search(line) is not None
 
 
 def _killed(number: int) -> str:
@@ -187,16 +196,16 @@ def _explain(line: str) -> str:
 
 def exception_line(evidence: bytes) -> str:
     """The line that names the exception of the first traceback; "" if none is whole."""
-    lines = evidence.decode(errors="replace").replace("\r", "\n").split("\n")
+    lines = _shown(evidence)
     head = next((i for i, line in enumerate(lines) if _HEAD in line), None)
     if head is None:
         return ""
-    prefix = _RANK_PREFIX.match(lines[head])
+    prefix = RANK_PREFIX.match(lines[head])
     found, chained = "", True
     for line in lines[head:]:
         if prefix and not line.startswith(prefix[0].rstrip()):
             continue
-        text = _RANK_PREFIX.sub("", line)
+        text = RANK_PREFIX.sub("", line)
         if _HEAD in text and chained:
             found, chained = "", False
         elif text.startswith(_CHAINED):
@@ -213,4 +222,9 @@ def last_line(tail: bytes) -> str:
 
 
 def _lines(tail: bytes) -> list[str]:
-    return [line.strip() for line in tail.decode(errors="replace").replace("\r", "\n").split("\n")]
+    return [line.strip() for line in _shown(tail)]
+
+
+def _shown(text: bytes) -> list[str]:
+    """Without colours; what a progress bar has overwritten is a line of its own."""
+    return shown_all(text.replace(b"\r", b"\n"))

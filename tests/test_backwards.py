@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipectl.client import Failed
-from dpiped import backwards, logs, messages
+from dpiped import backwards, logs, messages, outcome
 from dpiped.logs import Page
 from tests.harness import Workspace
 from tests.helpers import wait_until
@@ -83,15 +83,33 @@ def test_very_long_lines_are_the_same_backwards(tmp_path: Path) -> None:
     assert backwards.lines_before(tmp_path / "none", 9, 1, 9) == Page((), 0, 0)
 
 
+SAID = st.lists(
+    st.sampled_from(
+        [b"a", b"word", b"[rank1]: ", b" ", b"\n", b"\n", b"\r", b"\x1b[31m", b"\xff", b"\xc2\x85"]
+    ),
+    max_size=40,
+).map(b"".join)
+
+
+def pieces_of(raw: bytes) -> list[str]:
+    return [logs.shown(piece).strip() for piece in raw.split(b"\r")]
+
+
 @CALM
-@given(TEXTS, st.sampled_from(["a", "bc", "word", "x", "0123456789", "\ufffd", "a\ufffdbc", "none"]))
-def test_the_last_line_with_a_text(data: bytes, text: str) -> None:
+@given(SAID, st.sampled_from(["a", "word", "a a", "\ufffd", "a\ufffdword", "[rank1]: a", "none"]))
+def test_the_last_line_that_is_a_text_else_the_last_with_it(data: bytes, text: str) -> None:
     needle = max(text.split("\ufffd"), key=len).encode()
     model = model_of(data)
     lines = [*model.lines, (model.next, model.unfinished)]
-    expected = [start for start, raw in lines if needle and needle in raw]
+    same = [
+        start
+        for start, raw in lines
+        if any(text in (said, said.removeprefix("[rank1]:").lstrip()) for said in pieces_of(raw))
+    ]
+    having = [start for start, raw in lines if needle in raw or any(text in said for said in pieces_of(raw))]
+    found = (same or having) if needle else []
     with file_of(data) as path:
-        assert backwards.line_of(path, text) == (expected[-1] if expected else None)
+        assert backwards.line_of(path, text) == (found[-1] if found else None)
 
 
 def test_a_text_is_found_across_blocks_and_not_looked_for_for_ever(tmp_path: Path) -> None:
@@ -99,9 +117,25 @@ def test_a_text_is_found_across_blocks_and_not_looked_for_for_ever(tmp_path: Pat
     for place in (logs.CHUNK - 3, logs.CHUNK, logs.CHUNK + 3):
         path.write_bytes(b"begin\n" * 10 + b"NEEDLE" + b"x" * (place - 7) + b"\n")
         assert backwards.line_of(path, "NEEDLE") == 60
+        # A bar that went on for long, and what was printed behind it.
+        bar = b"begin\n" * 10 + b"bar\r" * (place // 4) + b"NEEDLE\n"
+        path.write_bytes(bar + b"not NEEDLE\n" * 5000)
+        assert backwards.line_of(path, "NEEDLE") == 60
+        path.write_bytes(bar + b"not NEEDLE\n" * 2 * backwards.LOOKED_AT)
+        assert backwards.line_of(path, "NEEDLE") == path.stat().st_size - 11
     path.write_bytes(b"NEEDLE" + b"x\n" * (backwards.LOOK_BACK // 2))
     assert backwards.line_of(path, "NEEDLE") is None
     assert backwards.line_of(tmp_path / "none", "NEEDLE") is None
+    cut = "E: " + "x" * (outcome.LINE_LIMIT - 3)
+    path.write_bytes(f"{cut}yyy\nsaid: {cut}\n".encode())
+    assert backwards.line_of(path, cut) == 0
+
+
+def test_before_a_place_behind_the_end_of_a_log_that_shrank(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    path.write_bytes(b"one\ntwo\nun")
+    for before in (11, 12, 3 * logs.CHUNK):
+        assert backwards.lines_before(path, before, 1, PLENTY) == Page(("two",), 4, 8)
 
 
 def test_where_a_run_says_why_it_failed(shim: Shim) -> None:

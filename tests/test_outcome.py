@@ -172,6 +172,7 @@ ARGPARSE = (
     b"train.py: error: unrecognized arguments: --regenerate-cache\n"
     b"[..] [ERROR] [launch.py:341:sigkill_handler] ['x'] exits with return code = 2\n"
 )
+COLOURED = b"\x1b[1mTraceback (most recent call last):\x1b[0m\n  a\n\x1b[31mValueError\x1b[0m: red\n"
 CHAINED = (
     b"Traceback (most recent call last):\n  a\nKeyError: 'first'\n\n"
     b"During handling of the above exception, another exception occurred:\n\n"
@@ -215,6 +216,15 @@ CHAINED = (
         ),
         (Exit(2, None, 9.0), None, ARGPARSE, True, "failed", "unrecognized arguments: --regenerate-cache"),
         (Exit(1, None, 9.0), None, OOM, True, "failed", "out of GPU memory: torch.OutOfMemoryError"),
+        (Exit(1, None, 9.0), None, COLOURED, True, "failed", "ValueError: red"),
+        (
+            Exit(3, None, 9.0),
+            None,
+            b"\x1b[31mthe end\x1b[0m\n",
+            True,
+            "failed",
+            "exit code 3; the last line was: the end",
+        ),
         (Exit(1, None, 9.0), None, CHAINED, True, "failed", "RuntimeError: second"),
         (Exit(247, None, 9.0), None, STEP, True, "failed", "killed (SIGKILL, -9), often by the kernel"),
         (Exit(137, None, 9.0), None, STEP, True, "failed", "killed (SIGKILL, -9), often by the kernel"),
@@ -252,6 +262,14 @@ def test_records_and_log_together_give_the_outcome(
             "KeyError: 1",
         ),
         (STEP + b"[..] exits with return code = -9\nlast\n", "[..] exits with return code = -9"),
+        (ARGPARSE, "train.py: error: unrecognized arguments: --regenerate-cache"),
+        (
+            b"WARNING: You have set a lot of resolutions (5).\n[..] exits with return code = 1\n",
+            "WARNING: You have set a lot of resolutions (5).",
+        ),
+        (b"libx: error: y\n[..] exits with return code = -9\n", "[..] exits with return code = -9"),
+        (COLOURED, "ValueError: red"),
+        (b"\x1b[1;31mlast\x1b[0m\x1b[K\n", "last"),
         (STEP + b"almost\r last \n\n", "last"),
         (b"y" * 5000, "y" * 500),
         (b"", None),
@@ -261,6 +279,7 @@ def test_the_line_that_says_why(log: bytes, line: str | None) -> None:
     for exit_ in (Exit(1, None, 9.0), None):
         told = conclude(exit_, None, parsed(log))
         assert told.outcome in ("failed", "unknown") and told.line == line
+        assert "\x1b" not in (told.reason or "")
     assert conclude(Exit(0, None, 9.0), None, parsed(log + b"\nTRAINING COMPLETE!\n")).line is None
     assert conclude(Exit(None, 15, 9.0), ASKED, parsed(log)).line is None
 
