@@ -11,11 +11,14 @@ from dpiped import history, logs, messages, rundir
 from dpiped.aside import Aside
 from dpiped.curve import Curve
 from dpiped.errors import RunDamaged
+from dpiped.gpus import Gpus
 from dpiped.log_verbs import LogVerbs
 from dpiped.past_curves import KEPT, PastCurves
 from dpiped.rundir import Concluded, Spec
-from dpiped.settings import load
+from dpiped.settings import Settings, load
 from dpiped.supervisor import Supervisor
+from dpiped.tensorboard import TensorBoard
+from dpiped.verbs import Verbs
 from tests.test_progress import step_line
 
 RUN = "20260131-120000-000abc"
@@ -45,10 +48,14 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
+def settings_of(state: Path) -> Settings:
+    variables = {"HOME": str(state), "DIFFPIPE_SOCKET": "/run/t.sock", "DIFFPIPE_STATE_DIR": str(state)}
+    return load(variables)
+
+
 @pytest.fixture
 def verbs(tmp_path: Path) -> LogVerbs:
-    variables = {"HOME": str(tmp_path), "DIFFPIPE_SOCKET": "/run/t.sock", "DIFFPIPE_STATE_DIR": str(tmp_path)}
-    return LogVerbs(Supervisor(load(variables)))
+    return LogVerbs(Supervisor(settings_of(tmp_path)))
 
 
 def test_a_line_of_two_hundred_megabytes_keeps_nobody_waiting(verbs: LogVerbs, log: Path) -> None:
@@ -95,6 +102,17 @@ def test_a_log_that_is_no_file_is_said_to_be_damaged(verbs: LogVerbs, log: Path)
     rundir.write(folder, Concluded("failed", "why", 2.0, line="why"))
     reply = history.detail(folder.parent, RUN, active=False)
     assert reply.failure is None and reply.summary.line == "why"
+
+
+def test_a_large_config_keeps_nobody_waiting(tmp_path: Path, log: Path) -> None:
+    folder = log.parent
+    (folder / rundir.TRAINING_TOML).write_text('output_dir = "/o"\n')
+    directories = "".join(f'[[directory]]\npath = "/data/{number}"\n' for number in range(1500))
+    (folder / rundir.DATASET_TOML).write_text(directories)
+    supervisor = Supervisor(settings_of(tmp_path))
+    verbs = Verbs(supervisor, TensorBoard(supervisor.settings), Gpus(supervisor), lambda: None)
+    texts, turns = asyncio.run(turns_during(verbs.answer(messages.ReadConfig(RUN))))
+    assert isinstance(texts, messages.ConfigTexts) and texts.dataset_toml == directories and turns > 10
 
 
 def test_a_search_beyond_the_end_goes_on_from_the_end(verbs: LogVerbs, log: Path) -> None:
