@@ -34,6 +34,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--disable-smooth-scrolling",
 )
 WIDE, NARROW = 1600, 380
 HEIGHTS = {WIDE: 1000, NARROW: 800}

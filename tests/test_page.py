@@ -15,8 +15,8 @@ from tests.helpers import require, wait_until
 from tests.test_training import command, quick_config, steps_in
 from tests.web import Shim
 
-# The very first launch on a machine compiles a C++ part of DeepSpeed.
-pytestmark = pytest.mark.timeout(240)
+# The very first launch on a machine compiles a C++ part of DeepSpeed. Alone, as a failure's time is measured.
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
 FORM = {
     "model_type": "dpiped",

@@ -114,17 +114,27 @@ def test_the_log_is_followed_paused_and_followed_again(workspace: Workspace, bro
     assert browser.console() == []
 
 
-def test_a_search_while_lines_come_counts_each_match_once(workspace: Workspace, browser: Browser) -> None:
-    open_run(browser, workspace, "paced", rate=RATE, lines=100_000)
-    wait_until(lambda: newest(browser) > 110, "a hundred lines")
+def slow_network(browser: Browser, milliseconds: float) -> None:
+    browser.driver.execute_cdp_cmd("Network.enable", {})
+    asked = {"offline": False, "latency": milliseconds, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", asked)
+
+
+def test_a_search_changed_while_it_runs_counts_each_match_once(
+    workspace: Workspace, browser: Browser
+) -> None:
+    open_run(browser, workspace, "chatty", lines=2000)
+    wait_until(lambda: "steps: " in browser.log_lines()[-1], "the log's end")
     field = browser.find("#log-search")[0]
-    field.send_keys("line 10", Keys.ENTER, Keys.ENTER, Keys.ENTER)
-    said = browser.until(".search output", " of ")
-    at, total = (int(part) for part in said.split(" of "))
-    matching = [n for n in range(int(newest(browser)) + 1) if str(n).startswith("10")]
-    assert 1 <= at <= total and total in (11, len(matching))
-    field.clear()
-    field.send_keys("no such line")
+    slow_network(browser, 300)
+    field.send_keys("line 1")
+    browser.until(".search output", "Searching")
+    field.send_keys("23", Keys.ENTER, Keys.ENTER)
+    # 123 and 1230 to 1239; whoever is at the second one has pressed Enter twice.
+    browser.until(".search output", "2 of 11")
+    browser.until(".log .here", "line 1230 of")
+    slow_network(browser, 0)
+    field.send_keys(Keys.CONTROL, "a", Keys.NULL, "no such line")
     browser.until(".search output", "No match")
     assert browser.run("return [...(CSS.highlights.get('found') ?? [])].length") == 0
 
@@ -186,7 +196,8 @@ def test_a_stop_that_comes_too_late_says_so(workspace: Workspace, browser: Brows
     browser.open(f"{shim.base}/dpipe/")
     wait_until(lambda: browser.fact("loss") not in ("", "–"), "a step")
     browser.press("Stop…")
-    first = browser.until("dialog", "loses ")
+    browser.until("dialog", "loses ")
+    first = browser.text("dialog p")
     wait_until(lambda: browser.text("dialog p") not in ("", first), "it is kept up to date")
     workspace.go.touch()
     workspace.until_ended(run)

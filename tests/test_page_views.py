@@ -248,7 +248,8 @@ def test_each_field_filled_wrongly_says_so_beside_itself(browser: Browser, scene
         invalid = browser.find("[aria-invalid]")
         assert [each.get_attribute("name") for each in invalid] == [name]
         assert f"error-{name}" in (invalid[0].get_attribute("aria-describedby") or "")
-        assert browser.run("return document.activeElement.name") == name
+        focused = "return document.activeElement.name"
+        wait_until(lambda: browser.run(focused) == name, f"the focus is on {name}")  # noqa: B023
         browser.fill(name, before)
     assert browser.console() == []
 

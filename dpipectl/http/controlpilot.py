@@ -76,7 +76,7 @@ async def stop(request: Request) -> Response:
         return document({"status": "noop", "detail": ANOTHER})
     try:
         asked = messages.Stop(how, timeout, status.run.id)  # type: ignore[arg-type]
-        await daemon.ask(asked, messages.Stopping)
+        stopping = await daemon.ask(asked, messages.Stopping)
     except Failed as error:
         if error.error.code == "refused":
             # It has ended by itself meanwhile: nothing of it is left, which is what was asked for.
@@ -86,8 +86,7 @@ async def stop(request: Request) -> Response:
         raise answers.of_error(error) from error
     ended = await _until_ended(daemon, status.run.id, wait or 0.0)
     if ended is None:
-        detail = "the training is still stopping; `status` shows how far it is"
-        return document({"status": "stopping", "pid": status.run.pid, "detail": detail}, 202)
+        return document({"status": "stopping", "pid": status.run.pid, "detail": stopping.detail}, 202)
     return document({"status": "stopped", "pid": ended.summary.pid or status.run.pid})
 
 

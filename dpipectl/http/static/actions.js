@@ -42,13 +42,20 @@ export async function stop() {
   tell();
   live.addEventListener("progress", tell);
   const begun = live.state?.state === "stopping";
-  const ways = [...(begun ? [] : [["save", T.stop.save, "primary"]]), ["term", T.stop.term, "danger"], ["kill", T.stop.kill, "danger"]];
-  await choose(T.stop.title, [loss, h("p", { class: "quiet" }, begun ? T.stop.under : T.stop.explain)], ways, (mode) =>
+  // Before its first step a trainer has nothing to save, and does not look whether it is asked to.
+  const saves = !begun && live.progress.step !== null;
+  const ways = [...(saves ? [["save", T.stop.save, "primary"]] : []), ["term", T.stop.term, "danger"], ["kill", T.stop.kill, "danger"]];
+  await choose(T.stop.title, [loss, h("p", { class: "quiet" }, begun ? T.stop.under : saves ? T.stop.explain : T.stop.early)], ways, (mode) =>
     attempt(async () => {
       const answer = await post("train/stop", undefined, { mode, pid, wait: 0 });
-      toast(answer.status === "noop" ? answer.detail : T.stop.asked[mode]);
+      toast(answer.status === "stopped" ? T.stop.done : sentence(answer.detail));
     }));
   live.removeEventListener("progress", tell);
+}
+
+/** The daemon's own words on what it has done. */
+function sentence(text) {
+  return `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
 }
 
 function checkpointOf(progress) {

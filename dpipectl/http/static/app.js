@@ -99,10 +99,11 @@ class App {
     for (const [to, link] of this.links) set(link, "aria-current", to === view ? "page" : null);
     if (key === this.#key || (this.#key && view === "new" && this.#key.startsWith(`new ${id} `))) return;
     this.#key = key;
+    const inside = this.main.contains(document.activeElement);
     this.#view?.close?.();
     this.#view = run ? new Run(run) : this.#other(view, id);
     this.main.replaceChildren(this.#view.element);
-    if (moved) this.#view.title?.focus({ preventScroll: true });
+    if (moved || inside) this.#view.title?.focus({ preventScroll: true });
     if (moved) scrollTo(0, 0);
   }
 
@@ -138,6 +139,7 @@ class App {
       live.start();
       this.#told();
       this.#route(false);
+      this.#view.title?.focus({ preventScroll: true });
     });
     this.#view = { element: form };
     this.main.replaceChildren(form);

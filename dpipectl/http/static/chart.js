@@ -34,12 +34,14 @@ export class Chart {
     this.plot = s("svg", { class: "plot", role: "presentation" });
     this.tip = h("div", { class: "tip", hidden: true });
     this.frame = h("div", { class: "frame", role: "slider", tabindex: "0", "aria-label": T.chart.slider }, this.plot, this.tip);
-    this.note = h("p", { class: "quiet" }, T.chart.empty);
+    this.note = h("p", { class: "quiet" }, T.chart.reading);
     this.element = h("section", { class: "panel chart", "aria-labelledby": "chart-title" }, this.#head(resumedFrom), this.note, this.frame);
     this.#size = new ResizeObserver(() => this.draw());
     this.#size.observe(this.frame);
     this.frame.addEventListener("pointermove", (event) => this.#pointed(event.offsetX));
-    this.frame.addEventListener("pointerleave", () => this.#show(null));
+    // A finger's tap moves nothing, and its end is not the end of the reading.
+    this.frame.addEventListener("pointerdown", (event) => this.#pointed(event.offsetX));
+    this.frame.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && this.#show(null));
     this.frame.addEventListener("blur", () => this.#show(null));
     this.frame.addEventListener("keydown", (event) => this.#pressed(event));
     void this.load();
@@ -94,6 +96,7 @@ export class Chart {
       this.draw();
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
+      this.wanted = true;
     }
     const pause = Math.max(OFTEN, 4 * (performance.now() - begun));
     this.#due = setTimeout(() => {
@@ -132,7 +135,7 @@ export class Chart {
     const usable = this.#log ? points.filter((point) => point.loss > 0) : points;
     this.frame.hidden = usable.length === 0;
     this.note.hidden = usable.length > 0;
-    say(this.note, points.length ? T.chart.noPositive : this.#curve.buckets.length ? T.chart.noNumber : T.chart.empty);
+    say(this.note, !this.#curve.width ? T.chart.reading : points.length ? T.chart.noPositive : this.#curve.buckets.length ? T.chart.noNumber : T.chart.empty);
     if (usable.length === 0) return;
     const smoothed = smooth(usable.map((point) => point.loss), this.#smoothing);
     const width = Math.max(this.frame.clientWidth, 240);

@@ -35,6 +35,8 @@ export function choose(title, content, choices, act = async () => null) {
       } else if (dialog.open) {
         say(error, wrong);
         error.hidden = false;
+        // It was disabled while it had the focus.
+        buttons[choices.findIndex(([each]) => each === value)].focus();
       } else {
         toast(wrong, "error");
         resolve(null);
@@ -64,7 +66,8 @@ export function closeAll() {
 /** A message at the edge of the page, read out, gone after a while. Errors stay until they are closed. */
 export function toast(text, kind = "done") {
   // Outside of an open dialog nothing can be seen, read out or pressed.
-  (document.querySelector("dialog[open]") ?? document.body).append(toasts);
+  const place = document.querySelector("dialog[open]") ?? document.body;
+  if (toasts.parentElement !== place) place.append(toasts);
   const made = h("div", { class: `toast ${kind}`, role: kind === "error" ? "alert" : null }, h("span", {}, text),
     button("×", () => made.remove(), { "aria-label": T.dialog.dismiss, class: "plain" }));
   toasts.append(made);

@@ -10,6 +10,7 @@ import { code } from "./run.js";
 import { T } from "./texts.js";
 
 const PAUSE = 500;
+const AGAIN = 2000;
 const MODELS = ["transformer_path", "vae_path", "llm_path", "clip_path"];
 const EMBEDDED = "dpiped";
 /** Fields that mean something only while another one has a value. */
@@ -36,10 +37,11 @@ export class Form {
     this.found = h("div", { class: "found", role: "alert" });
     this.file = h("input", { type: "file", accept: ".json,.toml,application/json", class: "aside", tabindex: "-1", "aria-label": T.form.load });
     this.file.addEventListener("change", () => void this.#load());
+    this.files = this.#files();
+    this.bottom = h("div", { class: "bottom", hidden: true }, this.found, this.#buttons());
     this.element = h("form", { class: "training", novalidate: true },
-      h("div", { class: "panel" }, h("div", { class: "head" }, this.title, this.#files()), h("p", { class: "quiet" }, T.form.intro), this.busy),
-      this.groups,
-      h("div", { class: "bottom" }, this.found, this.#buttons()));
+      h("div", { class: "panel" }, h("div", { class: "head" }, this.title, this.files), h("p", { class: "quiet" }, T.form.intro), this.busy),
+      this.groups, this.bottom);
     this.element.addEventListener("submit", (event) => event.preventDefault());
     const listen = (name) => live.addEventListener(name, () => this.#showBusy(), { signal: this.#until.signal });
     listen("state");
@@ -60,7 +62,7 @@ export class Form {
   }
 
   #files() {
-    return h("div", { class: "actions" }, this.file,
+    return h("div", { class: "actions", hidden: true }, this.file,
       button(T.form.load, () => this.file.click()),
       button(T.form.saveJson, () => download(T.form.file("json"), `${JSON.stringify(this.#shareable(), null, 2)}\n`, "application/json")),
       button(T.form.saveToml, () => this.#saveToml()),
@@ -76,28 +78,25 @@ export class Form {
   // --- the fields
 
   async #open(from) {
-    let schema;
+    const gone = this.#until.signal;
     try {
-      const [found, defaults] = await Promise.all([get("train/schema"), get("train/defaults")]);
-      schema = found.properties;
+      const [schema, defaults] = await Promise.all([get("train/schema", {}, gone), get("train/defaults", {}, gone)]);
       this.#defaults = defaults.form;
-      this.#build(schema, defaults.roots);
+      this.#build(schema.properties, defaults.roots);
     } catch (error) {
+      if (error.name === "AbortError") return;
       if (!(error instanceof Refusal)) throw error;
       this.groups.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
-      const again = () => (live.reachable && live.link === "open" ? void this.#open(from) : this.#onceBack(again));
-      this.#onceBack(again);
+      this.#timer = setTimeout(() => void this.#open(from), AGAIN);
       return;
     }
+    this.bottom.hidden = false;
+    this.files.hidden = false;
     this.#fill({ ...this.#defaults, ...recall("form", {}) });
     if (!from) return;
     await this.#fillFrom(from);
     // A reload is to bring back what was edited since, not the run's settings again.
-    history.replaceState(null, "", "#/new");
-  }
-
-  #onceBack(action) {
-    live.addEventListener("state", action, { once: true, signal: this.#until.signal });
+    if (!gone.aborted) history.replaceState(null, "", "#/new");
   }
 
   #build(schema, roots) {
@@ -115,8 +114,10 @@ export class Form {
 
   async #fillFrom(run) {
     if (Object.keys(recall("form", {})).length && (await choose(T.form.replaceTitle, h("p", {}, T.form.replaceText(run)), [["go", T.form.replace, "primary"]])) === null) return;
+    if (this.#until.signal.aborted) return;
     const wrong = await attempt(async () => {
       const detail = await get(`runs/${run}`);
+      if (this.#until.signal.aborted) return;
       if (!detail.form) throw new Refusal(409, T.form.noForm(run));
       this.#fill({ ...this.#defaults, ...detail.form, resume_from_checkpoint: false, wandb_api_key: null });
       this.#remember();

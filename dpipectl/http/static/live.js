@@ -6,7 +6,8 @@
 import { address, gate, get, Refusal } from "./api.js";
 
 const AGAIN = 1500;
-const SILENCE = 40_000; // the server says something every 15 seconds
+const SILENCE = 40_000; // milliseconds; the server says something every 15 seconds
+const WOKEN = 20_000;
 
 class Live extends EventTarget {
   link = "connecting"; // connecting, open, lost, login
@@ -32,7 +33,7 @@ class Live extends EventTarget {
     source.onerror = () => this.#failed(source);
     const on = (name, take) =>
       source.addEventListener(name, (event) => {
-        this.#heard = performance.now();
+        this.#heard = Date.now();
         this.#id = event.lastEventId || this.#id;
         take(event.data, event.lastEventId);
       });
@@ -43,15 +44,20 @@ class Live extends EventTarget {
     on("progress", (data) => this.#progress(JSON.parse(data)));
     on("end", (data) => this.#end(JSON.parse(data)));
     on("alive", () => {});
-    this.#heard = performance.now();
+    this.#heard = Date.now();
     this.#watch = setInterval(() => this.#listen(), 5000);
   }
 
   /** A connection may be dead without anybody having been told: a laptop that slept, a server that hangs. */
-  #listen() {
-    if (performance.now() - this.#heard < SILENCE) return;
+  #listen(silence = SILENCE) {
+    if (this.#source === null || Date.now() - this.#heard < silence) return;
     this.#linked("lost");
     this.start();
+  }
+
+  /** After a sleep, or a time without a network, nobody wants to wait for that. */
+  woken() {
+    this.#listen(WOKEN);
   }
 
   /** Nothing more until somebody has logged in. */
@@ -118,6 +124,11 @@ class Live extends EventTarget {
 
   #failed(source) {
     if (source !== this.#source) return;
+    if (source.readyState === EventSource.CLOSED && this.link === "connecting") {
+      // Perhaps it only wants a token.
+      void this.#again();
+      return;
+    }
     this.#linked("lost");
     if (source.readyState !== EventSource.CLOSED) return;
     // The browser does not try again by itself after an answer that is no stream.
@@ -131,6 +142,9 @@ class Live extends EventTarget {
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       if (error.status === 401) return;
+      this.#linked("lost");
+      this.#timer = setTimeout(() => this.#again(), AGAIN);
+      return;
     }
     // Meanwhile the page may have been left, or somebody be asked for the token.
     if (this.#source !== null) this.start();
@@ -140,5 +154,7 @@ class Live extends EventTarget {
 export const live = new Live();
 // A page that is kept for the back button must not keep one of the few connections that a browser opens.
 addEventListener("pagehide", () => live.stop());
-addEventListener("pageshow", (event) => event.persisted && live.start());
+addEventListener("pageshow", (event) => event.persisted && live.link !== "login" && live.start());
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && live.woken());
+addEventListener("online", () => live.woken());
 gate.addEventListener("login", () => live.dispatchEvent(new Event("login")));

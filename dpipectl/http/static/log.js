@@ -39,7 +39,10 @@ export class Log {
     this.lines = new Lines();
     this.current = h("div", { class: "line now", hidden: true });
     this.view = h("div", { class: "view", tabindex: "0", role: "region", "aria-label": T.log.region }, this.lines.element, this.current);
-    this.below = button("", () => this.toEnd(), { class: "below", hidden: true });
+    this.below = button("", async () => {
+      await this.toEnd();
+      this.view.focus({ preventScroll: true });
+    }, { class: "below", hidden: true });
     this.search = new Search(this);
     this.said = h("span", { class: "quiet", role: "status" });
     this.element = h("section", { class: "panel log", "aria-labelledby": "log-title" }, this.#head(), h("div", { class: "frame" }, this.view, this.below));
@@ -98,9 +101,10 @@ export class Log {
 
   // --- where the window is
 
+  /** True if it is there. */
   async toEnd() {
     const page = await this.#read({ limit: PAGE }, true);
-    if (!page) return;
+    if (!page) return false;
     this.following = true;
     this.#replace(page);
     this.known = Math.max(this.known, page.next);
@@ -110,6 +114,7 @@ export class Log {
     this.#showBelow();
     // What was told while the page was on its way.
     if (this.lines.end < this.known) this.#soon();
+    return true;
   }
 
   async toBegin() {
@@ -123,8 +128,10 @@ export class Log {
     if (!whole) this.#pause();
   }
 
-  toFailure() {
-    return this.failure ? this.toCursor(this.failure.cursor) : undefined;
+  async toFailure() {
+    if (!this.failure) return;
+    await this.toCursor(this.failure.cursor);
+    this.view.focus({ preventScroll: true });
   }
 
   /** Puts the line that begins at that cursor into the middle of the view, marked. */
@@ -188,7 +195,7 @@ export class Log {
       return;
     }
     if (this.known - this.lines.end > FAR) {
-      await this.toEnd();
+      if (!(await this.toEnd())) this.#soon(AGAIN);
       return;
     }
     this.#reading = true;

@@ -13,6 +13,7 @@ export class Runs {
   #limit = PAGE;
   #until = new AbortController();
   #shown = "";
+  #state = "";
 
   constructor() {
     this.title = h("h1", { tabindex: "-1" }, T.runs.title);
@@ -20,21 +21,31 @@ export class Runs {
     this.body = h("tbody", {});
     const columns = ["run", "outcome", "started", "duration", "steps", "loss", "config"].map((name) => h("th", { scope: "col" }, T.runs[name]));
     this.table = h("table", { class: "runs", hidden: true }, h("caption", { class: "aside" }, T.runs.title), h("thead", {}, h("tr", {}, columns)), this.body);
-    this.more = button(T.runs.more, () => {
+    this.more = button(T.runs.more, async () => {
       this.#limit += 200;
-      return this.#read();
+      await this.#read();
+      if (this.more.hidden) this.title.focus();
     }, { hidden: true });
     this.element = h("section", { class: "panel" }, this.title, this.note, this.table, this.more);
     const listen = (name, take) => live.addEventListener(name, take, { signal: this.#until.signal });
     listen("end", () => void this.#read());
     listen("run", () => void this.#read());
-    listen("state", () => void this.#read());
+    listen("state", () => this.#changed());
     listen("progress", () => this.#progress());
     void this.#read();
   }
 
   close() {
     this.#until.abort();
+  }
+
+  /** GPUs change every other second, and are no reason to read the history again. */
+  #changed() {
+    const { state, run, last_run: last, tensorboard } = live.state ?? {};
+    const key = JSON.stringify([live.reachable, state, run, last, tensorboard]);
+    if (key === this.#state) return;
+    this.#state = key;
+    void this.#read();
   }
 
   async #read() {
@@ -56,7 +67,11 @@ export class Runs {
     say(this.note, runs.length ? T.runs.count(count(runs.length), runs.length === this.#limit) : T.runs.none);
     this.table.hidden = !runs.length;
     this.more.hidden = runs.length < this.#limit;
+    // The focus stays where it is, although its row is made anew.
+    const focused = document.activeElement?.closest("[data-run]")?.dataset.run;
+    const at = focused ? [...document.activeElement.closest("[data-run]").querySelectorAll("a")].indexOf(document.activeElement) : -1;
     this.body.replaceChildren(...runs.map((run) => this.#row(run)));
+    if (focused) this.body.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.querySelectorAll("a")[at]?.focus();
     this.#progress();
   }
 

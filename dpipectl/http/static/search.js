@@ -63,8 +63,13 @@ export class Search {
 
   /** One search at a time: whoever needs its result waits for the one that runs. */
   #searched() {
-    this.#search ??= this.#onward().finally(() => (this.#search = null));
-    return this.#search;
+    if (this.#search) return this.#search;
+    const mine = this.#onward().finally(() => {
+      // Another one may have been begun meanwhile.
+      if (this.#search === mine) this.#search = null;
+    });
+    this.#search = mine;
+    return mine;
   }
 
   /** Searches from where it has come to, to the end of what there is now. */

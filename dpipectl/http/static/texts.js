@@ -70,7 +70,8 @@ export const T = {
     losesNothing: "No step would be lost.",
     explain: "“Save and stop” has a checkpoint written first, from which the training can be resumed. Each way turns to a harder one if it takes too long; in the end no process is left.",
     under: "It is stopping already; this makes it harder.",
-    asked: { save: "Asked the trainer to save and quit.", term: "Stopping.", kill: "Killing all its processes." },
+    early: "No step is done yet, so there is nothing to save. Stopping turns to a harder way if it takes too long; in the end no process is left.",
+    done: "Stopped: no process of it is left.",
   },
   save: {
     button: "Save now", asked: "Asked the trainer for a checkpoint.", done: (name) => `Saved: ${name}.`, later: "The checkpoint is asked for; it is not written yet.",
@@ -102,7 +103,7 @@ export const T = {
     resumed: (run) => `goes on from ${run}`, boardOf: (run) => `TensorBoard of run ${run}`,
   },
   chart: {
-    title: "Loss", smoothing: "Smoothing", log: "Log scale", earlier: "Earlier runs", empty: "No step has been printed yet.", noNumber: "None of the losses printed is a number: the training has diverged.",
+    title: "Loss", smoothing: "Smoothing", log: "Log scale", earlier: "Earlier runs", empty: "No step has been printed yet.", reading: "Reading the log…", noNumber: "None of the losses printed is a number: the training has diverged.",
     noPositive: "No loss is above 0, so there is nothing to show on a log scale.",
     slider: "Loss by step; arrow keys move along the curve",
     epoch: (epoch) => `E${epoch}`,
