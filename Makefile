@@ -3,9 +3,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PRETTIER := $(VENV)/npm/node_modules/.bin/prettier --log-level warn --print-width 110 --use-tabs
+PAGE := dpipectl/http/static/*.js dpipectl/http/static/*.css
 SOURCES := $(shell find dpiped dpipectl -name '*.py') $(wildcard dpipectl/http/static/*)
 
-.PHONY: demo test together check bench quality docs clean
+.PHONY: demo test together check format bench quality docs clean
 
 demo: $(VENV)/.project
 	$(BIN)/python -m tools.demo
@@ -18,10 +20,15 @@ test: check together
 together: $(VENV)/.project $(VENV)/.browser
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone'
 
-check: $(VENV)/.project
+check: $(VENV)/.project $(VENV)/.browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	if [ -x $(firstword $(PRETTIER)) ]; then $(PRETTIER) --check $(PAGE); fi
 	$(BIN)/mypy
+
+# After a change of the page.
+format: $(VENV)/.browser
+	$(PRETTIER) --write $(PAGE)
 
 bench: $(VENV)/.project
 	$(BIN)/python -m tools.bench

@@ -65,6 +65,9 @@ MEASURED = """
 """Bytes of all that was fetched, when it was painted and the state was told, requests to elsewhere."""
 
 
+TRANSFERRED = "return performance.getEntriesByType('resource').reduce((sum, e) => sum + e.encodedBodySize, 0)"
+
+
 def test_the_page_is_small_and_shown_at_once(dpiped: Workspace, browser: Browser) -> None:
     shim = Shim(dpiped)
     times = []
@@ -75,6 +78,7 @@ def test_the_page_is_small_and_shown_at_once(dpiped: Workspace, browser: Browser
         wait_until(lambda: browser.run(MEASURED)[1], "it is painted")
         weight, painted, foreign = browser.run(MEASURED)
         assert 20_000 < weight < PAGE_BYTES and foreign == 0
+        assert browser.run(TRANSFERRED) < PAGE_BYTES / 2
         times.append(painted)
     assert median(times) < FIRST_RENDER, times
     browser.press("New training", "nav")

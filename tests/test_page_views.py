@@ -4,6 +4,7 @@ The screenshots lie in `.screenshots/` afterwards.
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from dpipectl.http.app import create_app
+from dpipectl.http.pages import FOLDER
 from tests.browser import NARROW, WIDE, Browser
 from tests.gpu_machine import Machine, line
 from tests.harness import Workspace, free_port
@@ -431,3 +433,11 @@ def test_gpu_memory_where_there_is_one(browser: Browser, workspace: Workspace, l
     machine.says("ok", line(2, 3), line(1, 0))
     wait_until(lambda: browser.fact("gpus").startswith("GPU 0: 2.0 of 80.0 GiB, 3 %"), "what it holds now")
     browser.open("about:blank")
+
+
+def test_every_module_is_fetched_at_once() -> None:
+    """A module that is not named in the page's head costs another way to the server and back."""
+    head = (FOLDER / "index.html").read_text()
+    assert set(re.findall(r'modulepreload" href="page/([^"]+)"', head)) == {
+        path.name for path in FOLDER.glob("*.js")
+    }

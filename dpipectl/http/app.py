@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -48,7 +49,8 @@ def create_app(
     page = pages.Pages()
     files: list[BaseRoute] = [
         Route(pages.ROOT, pages.index, methods=["GET"]),
-        Mount(pages.ASSETS, page),
+        # A tunnel to a rented machine may be slow.
+        Mount(pages.ASSETS, GZipMiddleware(page)),
     ]
     app = Starlette(routes=[*routes, *files], exception_handlers={HTTPException: _http_error})
     open_paths = frozenset((pages.ROOT, *(each.path for each in ALL if each.open)))

@@ -5,7 +5,7 @@ should that ever fail, its policy (no inline script, no other origin, no HTML fr
 
 The files hold no secret, so they need no token; what they ask for does.
 
-Known gap: none of the files is compressed; together they are smaller than one picture.
+Known gap: the page's first file is not compressed; it has only links.
 """
 
 from pathlib import Path

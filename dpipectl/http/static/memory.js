@@ -5,27 +5,27 @@ const PREFIX = "dpiped.";
 
 /** The value, or `otherwise`. */
 export function recall(name, otherwise) {
-  try {
-    const text = localStorage.getItem(PREFIX + name);
-    return text === null ? otherwise : JSON.parse(text);
-  } catch (error) {
-    if (error instanceof DOMException || error instanceof SyntaxError) return otherwise;
-    throw error;
-  }
+	try {
+		const text = localStorage.getItem(PREFIX + name);
+		return text === null ? otherwise : JSON.parse(text);
+	} catch (error) {
+		if (error instanceof DOMException || error instanceof SyntaxError) return otherwise;
+		throw error;
+	}
 }
 
 export function remember(name, value) {
-  try {
-    localStorage.setItem(PREFIX + name, JSON.stringify(value));
-  } catch (error) {
-    if (!(error instanceof DOMException)) throw error;
-  }
+	try {
+		localStorage.setItem(PREFIX + name, JSON.stringify(value));
+	} catch (error) {
+		if (!(error instanceof DOMException)) throw error;
+	}
 }
 
 export function forget(name) {
-  try {
-    localStorage.removeItem(PREFIX + name);
-  } catch (error) {
-    if (!(error instanceof DOMException)) throw error;
-  }
+	try {
+		localStorage.removeItem(PREFIX + name);
+	} catch (error) {
+		if (!(error instanceof DOMException)) throw error;
+	}
 }
