@@ -121,14 +121,16 @@ def slow_network(browser: Browser, milliseconds: float) -> None:
 
 
 def test_a_search_changed_while_it_runs_counts_right(workspace: Workspace, browser: Browser) -> None:
-    open_run(browser, workspace, "chatty", lines=2000)
-    wait_until(lambda: "steps: " in browser.log_lines()[-1], "the log's end")
+    workspace.start_daemon()
+    workspace.until_ended(workspace.start(workspace.config("chatty", lines=2000, steps=1)))
+    browser.open(f"{Shim(workspace).base}/dpipe/")
+    browser.until(".log .line")
     field = browser.find("#log-search")[0]
     slow_network(browser, 300)
     field.send_keys("line 1")
     browser.until(".search output", "Searching")
     field.send_keys("23", Keys.ENTER, Keys.ENTER)
-    # 123 and 1230 to 1239. The window is at the log's end, so the last one comes first, and then the first.
+    # 123 and 1230 to 1239. The window has the last 500 lines, so the last one comes first, then the first.
     browser.until(".search output", "1 of 11")
     browser.until(".log .here", "line 123 of")
     slow_network(browser, 0)

@@ -30,6 +30,7 @@ export class Log {
 	#missed = 0;
 	#scrolled = 0;
 	#opened = false;
+	#jump = 0; // of several jumps the last one counts
 	#until = new AbortController();
 	#size;
 	#now = ""; // the unfinished last line
@@ -124,10 +125,16 @@ export class Log {
 
 	// --- where the window is
 
-	/** True if it is there. */
-	async toEnd() {
+	toEnd() {
+		return this.#end((this.#jump += 1));
+	}
+
+	/** True, unless the end can't be read. */
+	async #end(jump) {
 		const page = await this.#read({ limit: PAGE }, true);
 		if (!page) return false;
+		// Somebody wants to be elsewhere by now.
+		if (jump !== this.#jump) return true;
 		this.following = true;
 		this.#replace(page);
 		this.known = Math.max(this.known, page.next);
@@ -141,8 +148,9 @@ export class Log {
 	}
 
 	async toBegin() {
+		const jump = (this.#jump += 1);
 		const page = await this.#read({ after: 0, limit: PAGE }, true);
-		if (!page) return;
+		if (!page || jump !== this.#jump) return;
 		this.#replace(page);
 		this.view.scrollTop = 0;
 		this.#scrolled = 0;
@@ -159,9 +167,10 @@ export class Log {
 
 	/** Puts the line that begins at that cursor into the middle of the view, marked. */
 	async toCursor(cursor) {
+		const jump = (this.#jump += 1);
 		const before = cursor > 0 ? await this.#read({ before: cursor, limit: PAGE / 2 }, true) : { lines: [] };
 		const after = before && (await this.#read({ after: cursor, limit: PAGE }, true));
-		if (!before || !after) return;
+		if (!before || !after || jump !== this.#jump) return;
 		this.#replace(...(before.lines.length ? [before] : []), after);
 		const line = this.lines.mark(after.first);
 		if (line) {
@@ -218,7 +227,7 @@ export class Log {
 			return;
 		}
 		if (this.known - this.lines.end > FAR) {
-			if (!(await this.toEnd())) this.#soon(AGAIN);
+			if (!(await this.#end(this.#jump))) this.#soon(AGAIN);
 			return;
 		}
 		this.#reading = true;
