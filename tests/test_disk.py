@@ -34,7 +34,9 @@ def small() -> Iterator[Workspace]:
     finally:
         workspace.end_all()
         if done.returncode == 0:
-            subprocess.run(["umount", str(mounted)], check=True)
+            # A process that was killed closes its files a moment after it can't be seen any more.
+            unmount = ["umount", str(mounted)]
+            wait_until(lambda: subprocess.run(unmount, check=False).returncode == 0, "nothing is held open")
         workspace.close()
 
 
