@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,6 +10,9 @@ from tests.gpu_machine import build_library
 from tests.harness import Workspace
 from tests.trainings import Launcher, Setup, make_setup
 from tests.web import LONG, Shim
+
+if TYPE_CHECKING:
+    from tests.browser import Browser
 
 FIRST = (
     "test_trainer_exact test_training test_faults test_page test_adapter test_runs test_trainer.py "
@@ -70,3 +74,22 @@ def shim(dpiped: Workspace) -> Shim:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with a library in the place of NVIDIA's."""
     return build_library(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """A Chromium for all tests of a file."""
+    # Only those that use it pay for its driver.
+    from tests.browser import Browser
+
+    made = Browser()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def browser(chromium: "Browser") -> "Browser":
+    """The same, on an empty page, with nothing written to its console."""
+    chromium.open("about:blank")
+    chromium.console()
+    return chromium

@@ -1,6 +1,7 @@
 """A real daemon in a workspace of its own, driven through the real client, as a user has it."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from dpipectl.client import Client, Failed
 from dpiped import messages
 from dpiped.errors import Unreachable
 from dpiped.settings import RUN_MARKER
-from tests.helpers import TRAINERS, wait_until
+from tests.helpers import TRAINERS, require, wait_until
 
 BIN = Path(sys.executable).parent
 
@@ -215,3 +216,13 @@ class Workspace:
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+
+def with_real_launcher(**variables: str) -> Workspace:
+    """A workspace with a daemon that finds the real launcher. The caller closes it."""
+    require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")
+    # One thread a rank: tests run beside it.
+    one = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    workspace = Workspace(DEEPSPEED_BIN=str(BIN / "deepspeed"), **one, **variables)
+    workspace.start_daemon()
+    return workspace

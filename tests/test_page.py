@@ -1,6 +1,5 @@
 """The page in Chromium before a real daemon, shim and DeepSpeed training: a person's way, faults included."""
 
-import importlib.util
 import os
 import signal
 import time
@@ -10,8 +9,8 @@ import pytest
 
 from dpiped.logs import shown_all
 from tests.browser import Browser
-from tests.harness import BIN, Workspace, processes_of_run
-from tests.helpers import require, wait_until
+from tests.harness import Workspace, processes_of_run, with_real_launcher
+from tests.helpers import wait_until
 from tests.test_training import command, quick_config, steps_in
 from tests.web import Shim
 
@@ -41,20 +40,9 @@ AWAY = ("net::ERR_", "status of 503")
 @pytest.fixture
 def real() -> Iterator[Workspace]:
     """A workspace with a daemon that finds the real launcher."""
-    require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")
-    one = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    workspace = Workspace(DEEPSPEED_BIN=str(BIN / "deepspeed"), DIFFPIPE_CONFIG="", **one)
-    workspace.start_daemon()
+    workspace = with_real_launcher(DIFFPIPE_CONFIG="")
     yield workspace
     workspace.close()
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A Chromium."""
-    made = Browser()
-    yield made
-    made.close()
 
 
 def shown_step(browser: Browser) -> int:

@@ -1,6 +1,5 @@
 """The page's budget, and that a long log and a long curve are handled without lag."""
 
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -21,14 +20,6 @@ LINES = 1_000_000
 STEPS = 100_000
 DRAWN = 4000
 """Lines that the document may hold."""
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A Chromium."""
-    made = Browser()
-    yield made
-    made.close()
 
 
 def watch_for_lag(browser: Browser) -> None:

@@ -30,22 +30,6 @@ TOKEN = "correct-horse-battery-staple"
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A Chromium for all views."""
-    made = Browser()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    """The same, on an empty page, with nothing written to its console."""
-    chromium.open("about:blank")
-    chromium.console()
-    return chromium
-
-
 def with_models(shim: Shim, **fields: Any) -> dict[str, Any]:
     """A form with nothing wrong in it."""
     models = shim.workspace.root / "models"

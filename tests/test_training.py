@@ -1,6 +1,5 @@
 """The whole thing: the daemon, the real deepspeed launcher and the embedded trainer."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -13,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness import BIN, Workspace, processes_of_run
-from tests.helpers import SHARED, require, wait_until
+from tests.harness import Workspace, processes_of_run, with_real_launcher
+from tests.helpers import SHARED, wait_until
 from tests.trainings import losses
 from tests.web import MODELS, Shim
 
@@ -25,11 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture
 def real() -> Iterator[Workspace]:
     """A workspace with a daemon that finds the real launcher."""
-    require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")
-    # One thread a rank: tests run beside it.
-    one = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    workspace = Workspace(DEEPSPEED_BIN=str(BIN / "deepspeed"), **one)
-    workspace.start_daemon()
+    workspace = with_real_launcher()
     yield workspace
     workspace.close()
 

@@ -22,7 +22,7 @@ export async function attempt(action) {
 }
 
 /** Steps and seconds since the last checkpoint, that a stop without saving would lose. */
-export function atRisk(progress) {
+function atRisk(progress) {
 	if (progress.step === null) return { steps: 0, seconds: null };
 	const saved = progress.checkpoint_step;
 	const begun = (progress.first_step ?? 1) - 1;

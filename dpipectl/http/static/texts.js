@@ -47,6 +47,17 @@ function fieldName(name) {
 
 const plural = (number, one, many) => `${number} ${Number(number) === 1 ? one : many}`;
 
+const STATES = {
+	idle: "Idle",
+	starting: "Starting",
+	running: "Running",
+	stopping: "Stopping",
+	completed: "Completed",
+	stopped: "Stopped",
+	failed: "Failed",
+	unknown: "Ended unseen",
+};
+
 export const T = {
 	name: "dpiped",
 	unknown: "–",
@@ -92,29 +103,8 @@ export const T = {
 		million: "M",
 	},
 	dialog: { cancel: "Cancel", close: "Close", dismiss: "Close this message" },
-	sign: {
-		idle: "Idle",
-		starting: "Starting",
-		running: "Running",
-		stopping: "Stopping",
-		completed: "Completed",
-		stopped: "Stopped",
-		failed: "Failed",
-		unknown: "Ended unseen",
-		lost: "Not connected",
-		loss: (text) => `loss ${text}`,
-	},
-	states: {
-		idle: "Idle",
-		starting: "Starting",
-		running: "Running",
-		stopping: "Stopping",
-		completed: "Completed",
-		stopped: "Stopped",
-		failed: "Failed",
-		unknown: "Ended unseen",
-		damaged: "Damaged record",
-	},
+	sign: { ...STATES, lost: "Not connected", loss: (text) => `loss ${text}` },
+	states: { ...STATES, damaged: "Damaged record" },
 	phases: {
 		launching: "Launching",
 		loading: "Loading the model",
