@@ -1,9 +1,9 @@
 """The daemon process: locks, parts, signals, the order in which things begin and end.
 
 Why: two daemons on one state directory would adopt each other's runs, and two on one socket would
-steal each other's clients; both are refused by locks that the kernel drops with the process. On
-SIGTERM the run is stopped by the same ladder as by a client, while the socket still answers; a crash
-leaves the run alone, and the next daemon adopts it.
+steal each other's clients; both are refused by locks that the kernel drops with the process (handover.py
+has the one exception). On SIGTERM the run is stopped by the same ladder as by a client, while the socket
+still answers; a crash leaves the run alone, and the next daemon adopts it.
 
 Known gap: locks do not work across machines that share a network file system without flock.
 """
@@ -14,20 +14,21 @@ import fcntl
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
-from dpiped import events, launch, lifecycle, rundir, signals
+from dpiped import events, handover, launch, lifecycle, rundir, signals
 from dpiped.ending import REQUESTED
 from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
 from dpiped.gpus import Gpus
 from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.server import Server, prepare_directory
-from dpiped.settings import Settings
+from dpiped.settings import Settings, under_supervisord
 from dpiped.sources import Wanted
 from dpiped.supervisor import Supervisor
 from dpiped.tensorboard import TensorBoard
-from dpiped.verbs import Verbs
+from dpiped.verbs import Verbs, Wishes
 
 TENSORBOARD_LOOK_EVERY = 0.25
 END_SIGNALS = frozenset(("SIGTERM", "SIGINT"))
@@ -36,6 +37,12 @@ SETTLE = 0.01
 """Seconds in which the loop takes in a signal that was caught."""
 SIGNAL_TWINS_WITHIN = 1.0
 """A terminal or `timeout` may deliver one request to end as two signals, to process and group (seconds)."""
+
+HAND_OVER = "hand over"
+LOCKS_FREE_WITHIN = 20.0
+LOOK_FOR_LOCKS_EVERY = 0.1
+LOOK_FOR_SUPERVISORD_EVERY = 2.0
+ORPHANED = "The supervisord that started this daemon is gone. The daemon of the next one takes its place."
 
 log = logging.getLogger("dpiped")
 End = Literal["exit", "reload"]
@@ -49,10 +56,11 @@ def main(settings: Settings) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    locks = _lock(settings)
+    locks = _lock_or_take_over(settings)
     daemon = Daemon(settings)
     if asyncio.run(daemon.run()) == "reload":
         daemon.hand_on()
+        handover.remember(daemon.starter)
         log.info("reloading")
         for lock in locks:
             os.close(lock)
@@ -68,8 +76,10 @@ class Daemon:
         self.supervisor = Supervisor(settings)
         self.tensorboard = TensorBoard(settings)
         self.gpus = Gpus(self.supervisor)
+        self.starter = handover.starter()
         self._asked: asyncio.Queue[str] = asyncio.Queue()
-        verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, self._ask_to_reload)
+        wishes = Wishes(self._ask_to_reload, self._ask_to_hand_over)
+        verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, wishes)
         self.server = Server(settings.socket, verbs.answer)
 
     async def run(self) -> End:
@@ -82,7 +92,7 @@ class Daemon:
         await self.supervisor.recover()
         self.server.bind()
         log.info("listening on %s, state in %s", self.settings.socket, self.settings.state_dir)
-        kept = (self.server.serve(), self._watch_tensorboard(), self.gpus.follow())
+        kept = (self.server.serve(), self._watch_tensorboard(), self._watch_starter(), self.gpus.follow())
         tasks = [asyncio.create_task(each) for each in kept]
         self.tensorboard.start()
         service = asyncio.create_task(self._train_service_config())
@@ -107,6 +117,10 @@ class Daemon:
     async def _until_asked(self) -> End:
         """Waits for the end. While the ladder runs, a second signal takes it to the last rung."""
         asked = await self._asked.get()
+        if asked == HAND_OVER:
+            log.info("another daemon takes over")
+            await asyncio.sleep(LAST_ANSWERS)
+            return "exit"
         while asked not in END_SIGNALS:
             # Let the reply to the one who asked leave the socket.
             await asyncio.sleep(0.1)
@@ -149,6 +163,19 @@ class Daemon:
         if self.supervisor.ending:
             raise Refused("The daemon is ending; it does not reload any more.")
         self._asked.put_nowait("reload")
+
+    def _ask_to_hand_over(self) -> None:
+        if self.supervisor.ending:
+            raise Refused("The daemon is ending; it hands nothing over.")
+        if not handover.is_orphan(self.starter):
+            raise Refused("This daemon is looked after, or was started by hand; it hands nothing over.")
+        self._asked.put_nowait(HAND_OVER)
+
+    async def _watch_starter(self) -> None:
+        while not handover.is_orphan(self.starter):
+            await asyncio.sleep(LOOK_FOR_SUPERVISORD_EVERY)
+        self.supervisor.notice(ORPHANED)
+        await self.supervisor.announce()
 
     async def _watch_tensorboard(self) -> None:
         seen = self.tensorboard.view
@@ -204,6 +231,24 @@ class Daemon:
         return None
 
 
+def _lock_or_take_over(settings: Settings) -> list[int]:
+    """Raises AlreadyOwned if another daemon is in the way and stays."""
+    try:
+        return _lock(settings)
+    except AlreadyOwned:
+        if not under_supervisord() or not handover.asked_for(settings.socket):
+            raise
+    log.info("taking over from a daemon whose supervisord is gone")
+    until = time.monotonic() + LOCKS_FREE_WITHIN
+    while True:
+        try:
+            return _lock(settings)
+        except AlreadyOwned:
+            if time.monotonic() > until:
+                raise
+        time.sleep(LOOK_FOR_LOCKS_EVERY)
+
+
 def _lock(settings: Settings) -> list[int]:
     """One daemon per state directory and per socket. Raises AlreadyOwned, with the holder's pid."""
     state = settings.state_dir
@@ -214,10 +259,13 @@ def _lock(settings: Settings) -> list[int]:
         raise AlreadyOwned(f"{state} can't be made: {error.strerror}", field="DIFFPIPE_STATE_DIR") from error
     socket = Path(settings.socket)
     prepare_directory(socket.parent)
-    return [
-        _take(state / "dpiped.lock", "DIFFPIPE_STATE_DIR"),
-        _take(socket.with_name(socket.name + ".lock"), "DIFFPIPE_SOCKET"),
-    ]
+    held = _take(state / "dpiped.lock", "DIFFPIPE_STATE_DIR")
+    try:
+        return [held, _take(socket.with_name(socket.name + ".lock"), "DIFFPIPE_SOCKET")]
+    except AlreadyOwned:
+        # Or this process would stand in its own way when it tries again.
+        os.close(held)
+        raise
 
 
 def _take(path: Path, variable: str) -> int:

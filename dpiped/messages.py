@@ -235,6 +235,13 @@ class Reload(Request, frozen=True, tag="reload"):
     """Re-executes the daemon in place (same pid). The run goes on."""
 
 
+class TakeOver(Request, frozen=True, tag="take_over"):
+    """From another dpiped under a new supervisord: let go of the run and end, so that it can adopt it.
+
+    Refused while the supervisord that started this daemon lives, or if none did.
+    """
+
+
 class Reply(Struct, frozen=True, tag_field="type"):
     """Base of all replies."""
 
@@ -570,6 +577,12 @@ class Reloading(Reply, frozen=True, tag="reloading"):
     started_at: float = 0.0
 
 
+class HandingOver(Reply, frozen=True, tag="handing_over"):
+    """The daemon ends now and leaves its run to the next one."""
+
+    pid: int
+
+
 AnyRequest: TypeAlias = (
     Hello
     | GetStatus
@@ -593,6 +606,7 @@ AnyRequest: TypeAlias = (
     | ReadConfig
     | Compare
     | Reload
+    | TakeOver
 )
 AnyReply: TypeAlias = (
     Error
@@ -614,6 +628,7 @@ AnyReply: TypeAlias = (
     | ConfigTexts
     | Compared
     | Reloading
+    | HandingOver
 )
 
 encode = msgspec.msgpack.Encoder().encode

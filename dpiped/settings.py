@@ -34,6 +34,9 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 ACCELERATOR = "DS_ACCELERATOR"
 """What deepspeed trains on, if not what it finds: cuda, cpu, ..."""
 
+STARTED_BY = "DPIPED_STARTED_BY"
+"""Carries over a re-execution which supervisord started the daemon. Nothing for users to set."""
+
 ENVIRONMENT_FOR_TRAINING = (
     "PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TERM TMPDIR LD_LIBRARY_PATH "
     "CUDA_* NVIDIA_* NCCL_* GLOO_* ROCR_* HIP_* HSA_* TORCH* PYTORCH_* TRITON_* DS_* DEEPSPEED_* OMP_* MKL_* "
@@ -216,6 +219,11 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
             "ai-toolkit": read.path("AI_TOOLKIT_TENSORBOARD_LOGDIR", workspace / "outputs/ai-toolkit"),
         },
     )
+
+
+def under_supervisord(env: Mapping[str, str] = os.environ) -> bool:
+    """Was this process started by supervisord? (https://supervisord.org/subprocess.html)"""
+    return env.get("SUPERVISOR_ENABLED") == "1"
 
 
 def launcher_candidates(settings: Settings) -> list[str]:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import dpiped
 from dpiped import (
@@ -39,17 +40,22 @@ from dpiped.tensorboard import TensorBoard
 SAVE_TICK = 0.1
 
 
-class Verbs:
-    """Answers requests. `on_reload` is called when a client asks for a reload."""
+class Wishes(NamedTuple):
+    """What is called when a client wants something of the daemon itself. Each may raise Refused."""
 
-    def __init__(
-        self, supervisor: Supervisor, tensorboard: TensorBoard, gpus: Gpus, on_reload: Callable[[], None]
-    ) -> None:
+    reload: Callable[[], None]
+    hand_over: Callable[[], None]
+
+
+class Verbs:
+    """Answers requests."""
+
+    def __init__(self, supervisor: Supervisor, tensorboard: TensorBoard, gpus: Gpus, wishes: Wishes) -> None:
         self._supervisor = supervisor
         self._settings = supervisor.settings
         self._tensorboard = tensorboard
         self._gpus = gpus
-        self._on_reload = on_reload
+        self._wishes = wishes
         self._logs = LogVerbs(supervisor)
         self._started_at = time.time()
 
@@ -111,8 +117,11 @@ class Verbs:
             case messages.Compare():
                 return await self._compare(request)
             case messages.Reload():
-                self._on_reload()
+                self._wishes.reload()
                 return messages.Reloading(os.getpid(), self._started_at)
+            case messages.TakeOver():
+                self._wishes.hand_over()
+                return messages.HandingOver(os.getpid())
 
     def _hello(self, request: messages.Hello) -> AnyReply:
         if request.protocol != messages.PROTOCOL:

@@ -18,7 +18,7 @@ from dpiped.rundir import Concluded, Spec
 from dpiped.settings import Settings, load
 from dpiped.supervisor import Supervisor
 from dpiped.tensorboard import TensorBoard
-from dpiped.verbs import Verbs
+from dpiped.verbs import Verbs, Wishes
 from tests.test_progress import step_line
 
 RUN = "20260131-120000-000abc"
@@ -110,7 +110,9 @@ def test_a_large_config_keeps_nobody_waiting(tmp_path: Path, log: Path) -> None:
     directories = "".join(f'[[directory]]\npath = "/data/{number}"\n' for number in range(1500))
     (folder / rundir.DATASET_TOML).write_text(directories)
     supervisor = Supervisor(settings_of(tmp_path))
-    verbs = Verbs(supervisor, TensorBoard(supervisor.settings), Gpus(supervisor), lambda: None)
+    verbs = Verbs(
+        supervisor, TensorBoard(supervisor.settings), Gpus(supervisor), Wishes(lambda: None, lambda: None)
+    )
     texts, turns = asyncio.run(turns_during(verbs.answer(messages.ReadConfig(RUN))))
     assert isinstance(texts, messages.ConfigTexts) and texts.dataset_toml == directories and turns > 10
 
