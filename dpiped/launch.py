@@ -10,9 +10,11 @@ with its own default and two trainings on one machine would then fight over it.
 Known gap: the port is free when it is chosen, some seconds before the training listens on it.
 """
 
+import calendar
 import errno
 import os
 import random
+import re
 import secrets
 import shutil
 import socket
@@ -39,6 +41,8 @@ from dpiped.sources import WANDB_KEY, Wanted
 
 PORTS = range(20000, 32000)
 """Below Linux's ephemeral range, so that no outgoing connection takes the port meanwhile."""
+_ID = re.compile(r"\d{8}-\d{6}-\d{3}[0-9a-f]{4}", re.ASCII)
+_SECONDS = "%Y%m%d-%H%M%S"
 
 
 class Plan(Struct, frozen=True):
@@ -75,7 +79,7 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     in_form = wanted.form.resume_from_checkpoint if wanted.form else False
     train_dir = _resume_from(config, wanted.resume or asked.resume or in_form or config.resume, roots)
     port = asked.master_port or _free_port()
-    run = _new_id()
+    run = new_id(settings.state_dir / "runs", time.time())
     run_dir = settings.state_dir / "runs" / run
     environment = _environment(settings, wanted, launcher, run)
     argv = [str(launcher), _devices(environment, num_gpus), f"--master_port={port}"]
@@ -149,12 +153,28 @@ def _refuse_nul(wanted: Wanted) -> None:
             raise InvalidInput(f"{field} takes text without NUL", field=field)
 
 
-def _new_id() -> str:
-    """UTC time to the millisecond, so that names sort by time, and some digits against a clock set back."""
-    now = time.time()
-    return (
-        f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1000):03}{secrets.token_hex(2)}"
-    )
+def new_id(runs: Path, now: float) -> str:
+    """UTC time to the millisecond, so that names sort by time, and some digits against chance.
+
+    It sorts behind every run there is: after a clock was set back, "the last run" would be another one.
+    """
+    newest = next(filter(None, map(_made_at, rundir.names(runs))), 0)
+    return _stamp(max(int(now * 1000), newest + 1)) + secrets.token_hex(2)
+
+
+def _made_at(run: str) -> int | None:
+    """The milliseconds in a name that `new_id` gave."""
+    if not _ID.fullmatch(run):
+        return None
+    try:
+        return calendar.timegm(time.strptime(run[:15], _SECONDS)) * 1000 + int(run[16:19])
+    except ValueError:
+        return None
+
+
+def _stamp(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{time.strftime(_SECONDS, time.gmtime(seconds))}-{rest:03}"
 
 
 def _same_config(settings: Settings, source: Path, origin: Spec | None) -> Spec | None:

@@ -27,12 +27,13 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from dpiped.errors import RunDamaged
 from dpiped.form import Form
@@ -42,6 +43,17 @@ LOG = "output.log"
 TRAINING_TOML = "training_config.toml"
 DATASET_TOML = "dataset_config.toml"
 RUNNER_LOG = "runner.log"
+LARGEST_RECORD = 16 << 20
+"""Bytes. A record that is larger was written by somebody else."""
+
+Number: TypeAlias = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
+"""What every reader of JSON and MessagePack can take."""
+
+
+def _refuse_nul(*paths: str | None) -> None:
+    """No file can have such a name, and Python raises something else than OSError for it."""
+    if any("\0" in path for path in paths if path):
+        raise ValueError("a path without NUL is expected")
 
 
 class Identity(Struct, frozen=True):
@@ -50,8 +62,8 @@ class Identity(Struct, frozen=True):
     `start` is field 22 of /proc/PID/stat (clock ticks since boot), `boot` the kernel's boot id.
     """
 
-    pid: int
-    start: int
+    pid: Number
+    start: Number
     boot: str
 
 
@@ -65,7 +77,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     run: str
     created: float
     argv: tuple[str, ...]
-    num_gpus: int | None = None
+    num_gpus: Number | None = None
     args: tuple[str, ...] = ()
     cwd: str
     env: dict[str, str]
@@ -74,13 +86,16 @@ class Spec(Struct, frozen=True, kw_only=True):
     form: Form | None = None
     holds_key: bool = False
     output_dir: str
-    epochs: int | None = None
-    max_steps: int | None = None
+    epochs: Number | None = None
+    max_steps: Number | None = None
     completes: bool = True
     service: bool = False
     resumed_from: str | None = None
     train_dir: str | None = None
-    master_port: int = 0
+    master_port: Number = 0
+
+    def __post_init__(self) -> None:
+        _refuse_nul(self.cwd, self.output_dir, self.source, self.train_dir)
 
 
 class Launched(Struct, frozen=True):
@@ -95,6 +110,9 @@ class TrainDir(Struct, frozen=True):
     """The directory that train.py made below `output_dir`."""
 
     path: str
+
+    def __post_init__(self) -> None:
+        _refuse_nul(self.path)
 
 
 class StopAsked(Struct, frozen=True):
@@ -114,12 +132,12 @@ class StopAsked(Struct, frozen=True):
 class Exit(Struct, frozen=True):
     """`code` or `signal` of the launcher; `error` if it never was; `leftovers` had to be ended after it."""
 
-    code: int | None
-    signal: int | None
+    code: Number | None
+    signal: Number | None
     at: float
     error: str | None = None
-    peak_memory_bytes: int | None = None
-    leftovers: int = 0
+    peak_memory_bytes: Number | None = None
+    leftovers: Number = 0
 
 
 class Concluded(Struct, frozen=True):
@@ -128,8 +146,8 @@ class Concluded(Struct, frozen=True):
     outcome: OutcomeName
     reason: str | None
     at: float | None
-    step: int | None = None
-    epoch: int | None = None
+    step: Number | None = None
+    epoch: Number | None = None
     loss: float | None = None
     checkpoint: str | None = None
     line: str | None = None
@@ -154,11 +172,28 @@ def read(run_dir: Path, kind: type[_Record]) -> _Record | None:
     """The record of that kind, or None if it was not written. Raises RunDamaged if it can't be read."""
     path = run_dir / _FILES[kind]
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(_content(path), type=kind)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise RunDamaged(f"{path} can't be read: {error}", field=path.name) from error
+
+
+def was_launched(run_dir: Path) -> bool:
+    """Is there a record of its launch? It need not be readable."""
+    return (run_dir / _FILES[Launched]).exists()
+
+
+def _content(path: Path) -> bytes:
+    """Whatever stands there, it is neither waited for nor read beyond measure. Raises OSError."""
+    # Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path.name} is no file")
+        data = file.read(LARGEST_RECORD + 1)
+    if len(data) > LARGEST_RECORD:
+        raise OSError(f"{path.name} is larger than {LARGEST_RECORD} bytes")
+    return data
 
 
 def write(run_dir: Path, record: Struct) -> None:
@@ -274,9 +309,9 @@ def sync_directory(path: Path) -> None:
 
 
 def names(runs: Path) -> list[str]:
-    """All run ids, newest first (they begin with their UTC time)."""
+    """All run ids, newest first (they begin with their UTC time). A name that is no text is no run's."""
     try:
         found = [entry.name for entry in os.scandir(runs) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    return sorted((name for name in found if not name.startswith(".")), reverse=True)
+    return sorted((name for name in found if not name.startswith(".") and name.isprintable()), reverse=True)
