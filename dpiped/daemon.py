@@ -10,6 +10,7 @@ Known gap: locks do not work across machines that share a network file system wi
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -80,7 +81,7 @@ class Daemon:
         self._asked: asyncio.Queue[str] = asyncio.Queue()
         wishes = Wishes(self._ask_to_reload, self._ask_to_hand_over)
         verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, wishes)
-        self.server = Server(settings.socket, verbs.answer)
+        self.server = Server(settings.socket, verbs.answer, self.supervisor.end_polls)
 
     async def run(self) -> End:
         loop = asyncio.get_running_loop()
@@ -270,7 +271,7 @@ def _lock(settings: Settings) -> list[int]:
 
 def _take(path: Path, variable: str) -> int:
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _open_lock(path)
     except OSError as error:
         raise AlreadyOwned(f"{path} can't be opened: {error.strerror}", field=variable) from error
     try:
@@ -287,3 +288,13 @@ def _take(path: Path, variable: str) -> int:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle
+
+
+def _open_lock(path: Path) -> int:
+    """On a disk that has become read-only, a run that goes on still has to be followed. Raises OSError."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

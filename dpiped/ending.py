@@ -3,14 +3,18 @@
 Why: a full disk or a damaged record must neither keep a run from being stopped nor leave it without an
 outcome. What can't be written or read is said in `status`, and the rest goes on.
 
-Known gap: an outcome that could not be written is concluded anew by the next daemon, from the log.
+Known gap: an outcome that could not be written before the daemon ended is concluded anew by the next one,
+from the log.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from dpiped import checkpoints, history, messages, procs, rundir
@@ -21,6 +25,8 @@ from dpiped.rundir import Concluded, Exit, StopAsked
 
 REQUESTED = "request"
 """Who stopped a run that a client asked to stop."""
+AGAIN_AFTER = 2.0
+"""Seconds between two attempts to write what could not be written."""
 _R = TypeVar("_R", bound=Struct)
 Notice = Callable[[str], None]
 
@@ -39,22 +45,60 @@ def record_of(live: LiveRun, kind: type[_R], notice: Notice) -> _R | None:
 def ask_to_stop(live: LiveRun, how: messages.How, by: str, deadline: float, notice: Notice) -> None:
     """Writes stop.json; who asked first, and what was already wrong then, stays. A client's wish outranks."""
     before = record_of(live, StopAsked, notice)
-    fault = before.fault if before else hang(live.progress.snapshot())
+    fault = before.fault if before else live.hung or hang(live.progress.snapshot())
     by = before.by if before and by != REQUESTED else by
     asked = StopAsked(how, by, time.time(), deadline, procs.boot_id(), fault)
     _keep(live, "that it was asked to stop", lambda: rundir.write(live.folder, asked), notice)
 
 
-def conclude_run(live: LiveRun, notice: Notice) -> messages.LastRun:
+class Unrecorded:
+    """Outcomes that could not be written: tried again until they can."""
+
+    def __init__(self, notice: Notice, withdraw: Notice) -> None:
+        self._notice = notice
+        self._withdraw = withdraw
+        self._left: dict[Path, tuple[Concluded, str]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def conclude(self, folder: Path, concluded: Concluded) -> None:
+        """Writes it now or later."""
+        try:
+            rundir.conclude(folder, concluded)
+        except OSError as error:
+            text = f"run {folder.name}: its outcome can't be recorded: {error}"
+            self._notice(text)
+            self._left[folder] = concluded, text
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._try_again())
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _try_again(self) -> None:
+        while self._left:
+            await asyncio.sleep(AGAIN_AFTER)
+            for folder, (concluded, text) in list(self._left.items()):
+                try:
+                    rundir.conclude(folder, concluded)
+                except FileNotFoundError:
+                    log.info("run %s was deleted", folder.name)
+                except OSError as error:
+                    log.debug("run %s can't be concluded yet: %s", folder.name, error)
+                    continue
+                self._withdraw(text)
+                del self._left[folder]
+
+
+def conclude_run(live: LiveRun, notice: Notice, unrecorded: Unrecorded) -> messages.LastRun:
     """Names the outcome, records it, and tidies up what the trainer was told by files."""
     live.progress.finish()
     exit_, asked = record_of(live, Exit, notice), record_of(live, StopAsked, notice)
     on_disk = checkpoints.complete_checkpoint(live.train_dir) if live.train_dir else None
     concluded = conclude(exit_, asked, live.progress.snapshot(), live.spec.completes, on_disk)
-    if exit_ is None and live.launched is None and concluded.outcome == "unknown":
-        why = live.warning or live.runner_log() or "the runner ended before it launched the training"
-        concluded = Concluded("failed", why, time.time())
-    _keep(live, "its outcome", lambda: rundir.conclude(live.folder, concluded), notice)
+    if exit_ is None and concluded.outcome == "unknown":
+        concluded = _as_the_runner_says(live, concluded)
+    unrecorded.conclude(live.folder, concluded)
     if live.train_dir is not None:
         try:
             checkpoints.clear_signal_files(live.train_dir)
@@ -64,6 +108,17 @@ def conclude_run(live: LiveRun, notice: Notice) -> messages.LastRun:
     because = f" ({concluded.reason})" if concluded.reason else ""
     log.info("run %s: %s%s", live.id, concluded.outcome, because)
     return history.as_last_run(live.id, concluded, exit_)
+
+
+def _as_the_runner_says(live: LiveRun, concluded: Concluded) -> Concluded:
+    """It may have said why there is no record of the end, or of a launch."""
+    said = live.runner_log()
+    if live.launched is None:
+        why = live.warning or said or "the runner ended before it launched the training"
+        return Concluded("failed", why, time.time())
+    if not said:
+        return concluded
+    return msgspec.structs.replace(concluded, reason=f"{concluded.reason}; the runner said: {said}")
 
 
 def _keep(live: LiveRun, what: str, write: Callable[[], None], notice: Notice) -> None:

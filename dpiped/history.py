@@ -8,6 +8,8 @@ Known gap: a list reads a few small files per run each time; with many thousands
 
 from pathlib import Path
 
+import msgspec
+
 from dpiped import backwards, checkpoints, logs, messages, rundir
 from dpiped.errors import InvalidInput, RunDamaged, UnknownRun
 from dpiped.outcome import conclude
@@ -146,6 +148,9 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
 def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLines:
     """A page of a log that no longer grows. Raises OSError."""
     upto, size = logs.extent(path)
+    if request.after is not None and request.after > size:
+        # It was truncated since that cursor was given.
+        request = msgspec.structs.replace(request, after=0)
     page = read_page(path, request, upto)
     eof = page.next >= upto
     current = logs.read_unfinished(path, upto, size) if eof else ""

@@ -16,15 +16,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpiped import checkpoints, events, logs, messages, procs, redaction, rundir
+from dpiped import checkpoints, clocks, events, logs, messages, procs, redaction, rundir
 from dpiped.curve import PIECE, Curve
 from dpiped.errors import InvalidInput
 from dpiped.outcome import failing, hang
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
 from dpiped.settings import Settings
+from dpiped.silence import Silence
 
 LOOK_FOR_FILES_EVERY = 1.0
+TRUNCATED = f"{rundir.LOG} was truncated; what stood there before is gone, what is printed now is kept"
+MOVED = (
+    f"{rundir.LOG} was deleted or moved away; what is printed can be read until the run ends, "
+    "and is lost after that unless it was moved"
+)
 
 log = logging.getLogger("dpiped.run")
 
@@ -46,7 +52,15 @@ class LiveRun:
         self.warning: str | None = None
         self.unsaved: str | None = None
         """Why the trainer could not be asked to save when the stop began with that."""
-        self._follower = logs.Follower(self.folder / rundir.LOG)
+        self.hung: str | None = None
+        """Why it was ended for its silence."""
+        self._follower = logs.Follower(self.folder / rundir.LOG, self._printed_into)
+        self._silence = Silence(settings.hang_timeout)
+        self._latest = clocks.Rewritten()
+        self._remarks: list[str] = []
+        self._caught_up = False
+        """What was there at an adoption has been read."""
+        self._draining = asyncio.Lock()
         self._train_dir_recorded = spec.train_dir is not None
         self._looked_at = 0.0
         self._troubles: dict[str, str] = {}
@@ -57,7 +71,7 @@ class LiveRun:
         # -E and -P: what the user adds to the training's environment must not change our own imports.
         command = [sys.executable, "-E", "-P", "-m", "dpiped", "runner", str(self.folder)]
         command += ["--adopt"] if adopt else []
-        errors = os.open(self.folder / rundir.RUNNER_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        errors = self._open_runner_log(required=not adopt)
         try:
             pid = os.posix_spawn(
                 sys.executable,
@@ -74,12 +88,22 @@ class LiveRun:
             os.close(errors)
         self.runner = procs.identify(pid)
 
+    def _open_runner_log(self, required: bool) -> int:
+        """A runner that has to take over does so without it as well."""
+        try:
+            return os.open(self.folder / rundir.RUNNER_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError:
+            if required:
+                raise
+            return os.open(os.devnull, os.O_WRONLY)
+
     def look_for_launch(self) -> bool:
         """True once the runner has recorded its child. Raises RunDamaged."""
         if self.launched is None:
             self.launched = rundir.read(self.folder, Launched)
             if self.launched is not None:
                 self.runner = self.launched.runner
+                self._silence.heard(clocks.unchanged_for(self.folder / rundir.LOG, self.launched))
         return self.launched is not None
 
     def runner_is_alive(self) -> bool:
@@ -115,17 +139,53 @@ class LiveRun:
 
     async def drain(self) -> bool:
         """Takes in what the log gained. True if it gained anything."""
-        gained = False
-        while chunk := self._follower.read():
-            gained = True
-            self.progress.feed(chunk)
-            self.ring.feed(chunk)
-            # A chunk full of steps takes some 15 ms here and twice as long there.
-            for at in range(0, len(chunk), PIECE):
-                await asyncio.sleep(0)
-                self.curve.feed(chunk[at : at + PIECE])
+        async with self._draining:
+            # What is found at an adoption was printed some time ago.
+            first = self.launched is not None and not self._caught_up
+            quiet = (
+                clocks.unchanged_for(self._follower.path, self.launched) if first and self.launched else 0.0
+            )
+            gained = False
+            while chunk := self._follower.read():
+                gained = True
+                await self._take_in(chunk)
+            if gained or not self._follower.opened:
+                self._silence.heard(quiet)
+            self._caught_up = self._caught_up or first
+            return gained
+
+    async def _take_in(self, chunk: bytes) -> None:
+        if self._follower.begins_anew():
+            self._remarks.append(f"run {self.id}: {TRUNCATED}")
+            self.ring.begin_anew()
+            self.progress.feed(b"\n")
+            self.curve.feed(b"\n")
+        self.progress.feed(chunk)
+        self.ring.feed(chunk)
+        # A chunk full of steps takes some 15 ms here and twice as long there.
+        for at in range(0, len(chunk), PIECE):
             await asyncio.sleep(0)
-        return gained
+            self.curve.feed(chunk[at : at + PIECE])
+        await asyncio.sleep(0)
+
+    @property
+    def log(self) -> Path:
+        """Where the log can be read: the open file, once it stands no more where it was made."""
+        return self._follower.where()
+
+    def remarks(self) -> list[str]:
+        """What was met since the last call and should be known."""
+        found, self._remarks = self._remarks, []
+        return found
+
+    def silent_too_long(self) -> str | None:
+        """Why the run is to be ended: it hangs, and `DIFFPIPE_HANG_TIMEOUT` says how long that may last."""
+        said = self.progress.snapshot()
+        return self._silence.fault(said.phase, hang(said))
+
+    def silence(self) -> str | None:
+        """What `status` says about it. Its change is to be announced, as nothing else changes then."""
+        return self._silence.warning(self.progress.snapshot().phase)
 
     def look_for_files(self) -> None:
         """Finds the directory that train.py made and links its event files; not more than once a second."""
@@ -134,15 +194,21 @@ class LiveRun:
             return
         self._looked_at = now
         self.find_files()
+        if self._follower.moved():
+            self._remarks.append(f"run {self.id}: {MOVED}")
 
     def find_files(self) -> None:
         if self.train_dir is None:
-            found = checkpoints.find_train_dir(Path(self.spec.output_dir), self.id, self.spec.created - 60)
+            # A clock that was set back dates the directory before the run.
+            began = clocks.launched_at(self.launched) if self.launched else self.spec.created
+            since = min(began, self.spec.created) - 60
+            found = checkpoints.find_train_dir(Path(self.spec.output_dir), self.id, since)
             if found is None:
                 return
             self.train_dir = found
             log.info("run %s writes to %s", self.id, found)
         train_dir, folder = self.train_dir, events.run_folder(self.settings, self.id)
+        self._latest.look(train_dir / "latest")
         if not self._train_dir_recorded:
             record = TrainDir(str(train_dir))
             self._train_dir_recorded = self._keep(
@@ -174,7 +240,7 @@ class LiveRun:
             samples_per_second=said.samples_per_second,
             eta_seconds=rest * said.seconds_per_step if rest is not None and said.seconds_per_step else None,
             started_at=started,
-            elapsed_seconds=max(time.time() - started, 0.0) if started else None,
+            elapsed_seconds=clocks.since_launch(self.launched) if self.launched else None,
             detail=said.detail,
             warning=next(iter(self._warnings(said)), None),
             checkpoint=tag or said.checkpoint,
@@ -183,13 +249,21 @@ class LiveRun:
             failing=None if stopping else failing(said),
             first_step=said.first_step,
             checkpoint_step=checkpoints.step_of(tag or said.checkpoint),
-            checkpoint_age_seconds=checkpoints.age(self.train_dir) if self.train_dir and tag else None,
+            checkpoint_age_seconds=self._latest.look(self.train_dir / "latest")
+            if self.train_dir and tag
+            else None,
         )
 
     def _warnings(self, said: Snapshot) -> list[str]:
         """What is wrong, the gravest first."""
-        found = (hang_warning(said), self.warning, diverged(said), *self._troubles.values())
+        known = hang(said)
+        hangs = self._silence.of_hang(known) if known else None
+        found = (hangs, self.warning, diverged(said), self.silence(), *self._troubles.values())
         return [warning for warning in found if warning]
+
+    def _printed_into(self) -> int | None:
+        """The pid of a process that has the log open, wherever it stands."""
+        return self.launched.child.pid if self.launched and procs.is_alive(self.launched.child) else None
 
     def _keep(self, what: str, action: Callable[[], object]) -> bool:
         """Did it work? If not, `status` says so until it does."""
@@ -213,9 +287,3 @@ def diverged(said: Snapshot) -> str | None:
     if said.loss is None or math.isfinite(said.loss):
         return None
     return f"the loss is {said.loss} at step {said.step}: the training has diverged"
-
-
-def hang_warning(said: Snapshot) -> str | None:
-    """Says it while the run still looks alive."""
-    found = hang(said)
-    return f"{found}; if nothing more happens, train.py hangs and has to be stopped" if found else None

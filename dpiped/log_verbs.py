@@ -3,15 +3,20 @@
 Why: a run that goes on and one that is over are asked for in the same way, and must give the same lines at
 the same cursors, whether they come from memory or from the file.
 
+A cursor behind the end is of a log that was truncated since: what follows it is all that is there now.
+
 Only what is small is read in the event loop: the page of a log in memory, or of a short file.
 
 Known gap: none of the long waits is cancelled when its client vanishes; each ends by its own `wait`.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+import msgspec
 
 from dpiped import history, logs, messages, named, rundir, searching
 from dpiped.errors import InvalidInput, RunDamaged
@@ -34,15 +39,17 @@ class LogVerbs:
         if request.before is not None and request.after is not None:
             raise InvalidInput("before is not taken together with after", field="before")
         run = self._run_of(request)
-        path = self._path(run)
+        self._path(run)
         seen = request.seen if request.seen is not None else request.after
         if seen is not None:
-            await self._supervisor.wait_until(
+            await self._supervisor.poll_until(
                 lambda: self._grown(run, seen) or self._has_lines(run, request.after), request.wait
             )
-        live = named.active(self._supervisor, run)
+        live, path = named.active(self._supervisor, run), self._path(run)
         if live is None:
             return await self._read(path, history.read_log, run, path, request)
+        if request.after is not None and request.after > live.ring.end:
+            request = msgspec.structs.replace(request, after=0)
         upto = live.ring.next
         page = _in_memory(live.ring, request)
         if page is None:
@@ -54,10 +61,13 @@ class LogVerbs:
     async def raw(self, request: messages.ReadRaw) -> messages.RawLog:
         """The log's bytes. Raises UnknownRun, RunDamaged."""
         run = named.run_id(self._supervisor, request.run)
-        path = self._path(run)
+        self._path(run)
         if request.after is not None:
-            await self._supervisor.wait_until(lambda: self._grown(run, request.after or 0), request.wait)
-        live = named.active(self._supervisor, run)
+            after = request.after
+            await self._supervisor.poll_until(
+                lambda: self._grown(run, after) or self._has_lines(run, after), request.wait
+            )
+        live, path = named.active(self._supervisor, run), self._path(run)
         known = (live.ring.next, live.ring.end) if live else None
         return await self._read(path, _raw, run, path, request, known)
 
@@ -98,16 +108,23 @@ class LogVerbs:
             return await self._supervisor.aside.do(work, *args, **kwargs)
 
     def _path(self, run: str) -> Path:
-        return self._supervisor.runs / run / rundir.LOG
+        """Where its log can be read now. Raises RunDamaged for one that was deleted."""
+        live = named.active(self._supervisor, run)
+        if live is not None:
+            return live.log
+        path = self._supervisor.runs / run / rundir.LOG
+        if not os.path.lexists(path) and rundir.was_launched(path.parent):
+            raise RunDamaged(f"{rundir.LOG} is gone: somebody deleted it", field=rundir.LOG)
+        return path
 
     def _grown(self, run: str, seen: int) -> bool:
         live = named.active(self._supervisor, run)
         return live is None or live.ring.end > seen
 
     def _has_lines(self, run: str, after: int | None) -> bool:
-        """A follower that is behind must not wait for the log to grow."""
+        """A follower that is behind must not wait for the log to grow, nor one whose log was truncated."""
         live = named.active(self._supervisor, run)
-        return live is not None and after is not None and live.ring.next > after
+        return live is not None and after is not None and (live.ring.next > after or live.ring.end < after)
 
     def _run_of(self, request: messages.ReadLog) -> str:
         if request.pid is None:
@@ -132,11 +149,11 @@ def _in_memory(ring: logs.Ring, request: messages.ReadLog) -> logs.Page | None:
 def _raw(run: str, path: Path, request: messages.ReadRaw, known: tuple[int, int] | None) -> messages.RawLog:
     """`known` is the extent of a log that grows."""
     upto, size = known or logs.extent(path)
-    after = request.after
+    after = 0 if request.after is not None and request.after > size else request.after
     if after is None:
         after = 0 if request.tail is None else logs.tail_start(path, request.tail, upto)
     data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
-    after = min(after, size) + len(data)
+    after += len(data)
     return messages.RawLog(run, data, after, eof=known is None and after >= size)
 
 

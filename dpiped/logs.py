@@ -7,13 +7,18 @@ chunks and lets the bytes methods find the line ends, because a line-by-line loo
 
 A progress bar redraws itself with `\\r`; shown is what a terminal would show at the end of the line.
 
-Known gap: a log that is truncated while it is followed is read on from its new end.
+A log that is truncated while it is followed (logrotate's copytruncate) is read from its start again: its
+offsets are those of the file as it is. A cursor behind the end is of what stood there before.
+
+Known gap: a log that was truncated and has grown beyond the old place before anybody looked is not told from
+one that has just grown.
 """
 
 import os
 import re
 from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -97,30 +102,74 @@ def _on_screen(text: str) -> str:
 
 
 class Follower:
-    """Reads what a growing file gained. The file need not exist yet."""
+    """Reads what a growing file gained. The file need not exist yet.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd: int | None = None
+    `printer` gives the pid of a process that writes to it: by that one a file is found that was deleted.
+    """
+
+    def __init__(self, path: Path, printer: Callable[[], int | None] = lambda: None) -> None:
+        self.path = path
         self.position = 0
+        self._printer = printer
+        self._fd: int | None = None
+        self._truncated = False
+        self._moved = False
+
+    @property
+    def opened(self) -> bool:
+        return self._fd is not None
 
     def read(self) -> bytes:
-        """The next bytes, at most CHUNK; b"" if there are none now."""
+        """The next bytes, at most CHUNK; b"" if there are none now. A file that shrank is read anew."""
         if self._fd is None:
-            try:
-                self._fd = os.open(self._path, os.O_RDONLY)
-            except FileNotFoundError:
+            self._fd = self._open()
+            if self._fd is None:
                 return b""
         data = os.pread(self._fd, CHUNK, self.position)
-        if not data:
-            self.position = min(self.position, os.fstat(self._fd).st_size)
+        if not data and os.fstat(self._fd).st_size < self.position:
+            self._truncated, self.position = True, 0
+            data = os.pread(self._fd, CHUNK, 0)
         self.position += len(data)
         return data
+
+    def begins_anew(self) -> bool:
+        """Was the file truncated before what was read last? Says it once."""
+        found, self._truncated = self._truncated, False
+        return found
+
+    def moved(self) -> bool:
+        """Does the open file stand no more at its path? Says it once."""
+        if self._fd is None or self._moved:
+            return False
+        try:
+            now, ours = self.path.stat(), os.fstat(self._fd)
+            self._moved = (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
+        except OSError:
+            self._moved = True
+        return self._moved
+
+    def where(self) -> Path:
+        """A path by which the file can be opened, also one that was deleted."""
+        return Path(f"/proc/self/fd/{self._fd}") if self._moved and self._fd is not None else self.path
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def _open(self) -> int | None:
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            pid = self._printer()
+        printed = f"/proc/{pid}/fd/1"
+        try:
+            # Only if that is what it writes to.
+            if pid is None or os.readlink(printed) != f"{self.path} (deleted)":  # noqa: PTH115 - no path
+                return None
+            return os.open(printed, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
 
 
 class Ring:
@@ -139,6 +188,13 @@ class Ring:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def begin_anew(self) -> None:
+        """The log was truncated: its offsets count from 0 again."""
+        self._lines.clear()
+        self._bytes = 0
+        self._unfinished = b""
+        self.next = self.end = 0
 
     @property
     def first(self) -> int:

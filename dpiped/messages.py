@@ -170,7 +170,8 @@ class ReadLog(Request, frozen=True, tag="log"):
 
     `after` is a byte offset in `output.log`; without it, the last `limit` lines. Answered as soon as
     there is a line after it or the log is longer than `seen` bytes (default: `after`), or after `wait`
-    seconds. `before` instead of `after`: the last `limit` whole lines that end there or earlier, for
+    seconds. An `after` behind the end is of a log that was truncated since: it is read from its start.
+    `before` instead of `after`: the last `limit` whole lines that end there or earlier, for
     reading backwards. `pid` instead of `run`: the newest run with that launcher.
     """
 

@@ -17,6 +17,7 @@ from dpiped.logs import shown_all
 from dpiped.messages import OutcomeName
 from dpiped.progress import Snapshot
 from dpiped.rundir import Concluded, Exit, StopAsked
+from dpiped.silence import HANG_TIMEOUT
 
 _EXCEPTION = re.compile(
     r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout|Full|Empty)?(?::|$)"
@@ -80,8 +81,10 @@ def _judge(
 ) -> tuple[OutcomeName, str | None]:
     if exit_ is not None and exit_.error is not None:
         return "failed", exit_.error
+    if stop is not None and stop.by == HANG_TIMEOUT and (said.completed or said.quit_manually):
+        return _ended_late(stop, said)
     # After a stop a rank's last traceback may be the stop's own doing; what was known before is not.
-    hung = stop.fault if stop is not None and not said.child_died else hang(said)
+    hung = stop.fault if stop is not None and (stop.fault or not said.child_died) else hang(said)
     if hung is not None:
         ended = stop is not None or (exit_ is not None and exit_.signal is not None)
         return "failed", f"{hung}; the run hung and had to be ended" if ended else hung
@@ -123,6 +126,13 @@ def hang(said: Snapshot) -> str | None:
     if said.child_died:
         return f"caching died: {_explain(line)}"
     return _explain(line) if said.phase == "caching" else None
+
+
+def _ended_late(stop: StopAsked, said: Snapshot) -> tuple[OutcomeName, str]:
+    """All was done when it fell silent; only its end did not come."""
+    if said.completed:
+        return "completed", f"it had completed, but did not end by itself: {stop.fault}"
+    return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was found'}; {stop.fault}"
 
 
 def _error_before(said: Snapshot) -> str:

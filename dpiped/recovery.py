@@ -11,7 +11,9 @@ reported, not followed.
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from dpiped import history, lifecycle, messages, procs, redaction, rundir
 from dpiped.errors import InvalidInput, RunDamaged
@@ -20,19 +22,28 @@ from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.settings import Settings
 
 log = logging.getLogger("dpiped.run")
+Recorder: TypeAlias = Callable[[Path, Concluded], None]
 
 
-def sort_out(settings: Settings, runs: Path) -> tuple[list[LiveRun], list[str]]:
+def sort_out(
+    settings: Settings, runs: Path, conclude: Recorder = rundir.conclude
+) -> tuple[list[LiveRun], list[str]]:
     """Concludes what ended unseen. Returns the runs that are alive, newest first, and what went wrong."""
     alive: list[LiveRun] = []
     problems: list[str] = []
     rundir.remove_unfinished(runs)
     for name in rundir.names(runs):
         try:
-            if rundir.read(runs / name, Concluded) is None and (found := _look_at(settings, runs / name)):
+            if rundir.read(runs / name, Concluded) is None and (
+                found := _look_at(settings, runs / name, conclude)
+            ):
                 alive.append(found)
-        except (RunDamaged, OSError) as error:
-            problems.append(f"run {name} is damaged: {error}")
+        except OSError as error:
+            problems.append(f"run {name} can't be looked at: {error}")
+            problems += _hide_key(runs / name)
+        except RunDamaged as error:
+            alive_too = "; processes of it are alive, and nobody follows them" if procs.marked(name) else ""
+            problems.append(f"run {name} is damaged: {error}{alive_too}")
             problems += _hide_key(runs / name)
         except Exception as error:  # one run's fault must not keep the daemon from starting
             log.exception("run %s can't be looked at", name)
@@ -81,7 +92,7 @@ def _hide_key(folder: Path) -> list[str]:
     return []
 
 
-def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
+def _look_at(settings: Settings, folder: Path, conclude: Recorder) -> LiveRun | None:
     spec = rundir.read(folder, Spec)
     if spec is None:
         raise RunDamaged("it has no spec.json", field="spec.json")
@@ -99,7 +110,7 @@ def _look_at(settings: Settings, folder: Path) -> LiveRun | None:
             return live
         live.find_files()
         live.hide_key(over=True)
-        rundir.conclude(folder, history.conclude_from_records(folder, spec))
+        conclude(folder, history.conclude_from_records(folder, spec))
     finally:
         os.close(claim)
     log.info("run %s ended while no daemon ran", spec.run)

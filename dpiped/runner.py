@@ -31,6 +31,7 @@ GRACE_BY_ITSELF = 3.0
 GRACE_AFTER_TERM = 10.0
 LOOK_EVERY = 0.1
 CLAIM_TIMEOUT = 5.0
+RECORD_TIMEOUT = 5.0
 
 
 def main(run_dir: Path, adopt: bool = False) -> int:
@@ -50,7 +51,7 @@ def main(run_dir: Path, adopt: bool = False) -> int:
         _Run(run_dir, spec).follow()
     elif rundir.read(run_dir, StopAsked) is not None:
         # Nothing was launched, so there is no code and no error: the stop says it all.
-        rundir.write(run_dir, Exit(None, None, time.time()))
+        _Run(run_dir, spec).record_nothing_launched()
     else:
         _Run(run_dir, spec).launch_and_wait()
     return 0
@@ -76,8 +77,15 @@ class _Run:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._pass_on)
 
+    def record_nothing_launched(self) -> None:
+        self._record(Exit(None, None, time.time()))
+
     def launch_and_wait(self) -> None:
-        log = os.open(self.run_dir / rundir.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            log = os.open(self.run_dir / rundir.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            self._record(Exit(None, None, time.time(), error=f"its log can't be written: {error.strerror}"))
+            return
         try:
             child = subprocess.Popen(
                 self.spec.argv,
@@ -88,9 +96,13 @@ class _Run:
                 start_new_session=True,
             )
         except OSError as error:
-            rundir.write(self.run_dir, Exit(None, None, time.time(), error=f"can't be launched: {error}"))
+            self._record(Exit(None, None, time.time(), error=f"can't be launched: {error}"))
             return
-        self._record_launch(child.pid)
+        try:
+            self._record_launch(child.pid)
+        except OSError as error:
+            self._give_up(f"that it was launched can't be recorded: {error.strerror}")
+            return
         status = _wait_for(child.pid)
         leftovers = self._end_leftovers()
         # On some file systems a full disk is told only here; the exit record has its room.
@@ -99,9 +111,18 @@ class _Run:
         code = os.waitstatus_to_exitcode(status)
         self._record_exit(code if code >= 0 else None, -code if code < 0 else None, leftovers)
 
+    def _give_up(self, why: str) -> None:
+        """Nobody could follow a training that is not recorded: it is ended before it has done anything."""
+        while left := self._members():
+            procs.send_all(left, signal.SIGKILL)
+            time.sleep(LOOK_EVERY)
+            _reap()
+        _reap(options=0)
+        self._record(Exit(None, None, time.time(), error=why))
+
     def follow(self) -> None:
         """Takes over a training whose runner was killed: waits for it by identity, then tidies up."""
-        launched = rundir.read(self.run_dir, Launched)
+        launched = self._launched()
         if launched is not None:
             assert self.me is not None
             self.child = launched.child
@@ -114,6 +135,17 @@ class _Run:
             time.sleep(LOOK_EVERY)
         self._record_exit(None, None, self._end_leftovers())
 
+    def _launched(self) -> Launched | None:
+        """With a record that can't be read, nothing tells what has to be waited for but what lives."""
+        try:
+            return rundir.read(self.run_dir, Launched)
+        except RunDamaged as error:
+            print(error.message, file=sys.stderr)
+        while self._members():
+            time.sleep(LOOK_EVERY)
+            _reap()
+        return None
+
     def _record_launch(self, pid: int) -> None:
         # Until it is waited for, the child's pid can't be reused, so this look is at the child.
         self.child = procs.identify(pid)
@@ -122,10 +154,21 @@ class _Run:
 
     def _record_exit(self, code: int | None, number: int | None, leftovers: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        rundir.write(
-            self.run_dir,
-            Exit(code, number, time.time(), peak_memory_bytes=peak or None, leftovers=leftovers),
-        )
+        self._record(Exit(code, number, time.time(), peak_memory_bytes=peak or None, leftovers=leftovers))
+
+    def _record(self, exit_: Exit) -> None:
+        """Tries for some seconds; then the daemon reads on standard error why there is no record."""
+        until = time.monotonic() + RECORD_TIMEOUT
+        while True:
+            try:
+                rundir.write(self.run_dir, exit_)
+                return
+            except OSError as error:
+                if time.monotonic() > until:
+                    ended = exit_.error or f"code {exit_.code}, signal {exit_.signal}"
+                    print(f"{ended}; the end can't be recorded: {error}", file=sys.stderr)
+                    return
+            time.sleep(LOOK_EVERY)
 
     def _end_leftovers(self) -> int:
         """Waits, then SIGTERM, then SIGKILL until nobody is left. The number that had to be ended."""

@@ -10,7 +10,7 @@ processes as this user.
 A message is two frames after the sender's identity: a request number of at most 16 bytes, given back
 with the reply, and the MessagePack body.
 
-Known gap: a peer that never reads its replies loses them once ZeroMQ's queue for it is full.
+Known gap: a peer that vanished can't be seen; what it has asked for is waited for to its end.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -28,8 +29,15 @@ import zmq.asyncio
 from dpiped import messages
 from dpiped.errors import SettingsError
 from dpiped.messages import AnyReply, AnyRequest
+from dpiped.outbox import Outbox
 
 PENDING_LIMIT = 4096
+CROWDED = 3072
+"""From so many waiting requests on, the oldest long polls are answered early, with what is."""
+CLIENT_LIMIT = 1024
+"""Of one client."""
+TURN_AFTER = 64
+"""Messages that are taken in before those who are to be answered have their turn."""
 REQUEST_NUMBER_LIMIT = 16
 LINGER = 300
 """Milliseconds."""
@@ -40,13 +48,22 @@ log = logging.getLogger("dpiped.server")
 class Server:
     """Serves `answer` on `path`. `bind`, then `serve` until cancelled, then `close`."""
 
-    def __init__(self, path: str, answer: Callable[[AnyRequest], Awaitable[AnyReply]]) -> None:
+    def __init__(
+        self,
+        path: str,
+        answer: Callable[[AnyRequest], Awaitable[AnyReply]],
+        relieve: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`relieve` has so many of the oldest long polls answered now."""
         self._path = Path(path)
         self._answer = answer
+        self._relieve = relieve
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._decoder = messages.request_decoder()
+        self._outbox = Outbox(self._socket)
         self._pending: set[asyncio.Task[None]] = set()
+        self._of_client: Counter[bytes] = Counter()
 
     def bind(self) -> None:
         """Raises SettingsError if the directory is not safe or the socket can't be bound."""
@@ -68,14 +85,17 @@ class Server:
             os.umask(before)
 
     async def serve(self) -> None:
+        taken = 0
         while True:
             frames = await self._socket.recv_multipart()
-            if len(self._pending) >= PENDING_LIMIT:
-                await self._reply(frames, messages.Error("busy", "too many requests are waiting; try again"))
-                continue
-            task = asyncio.create_task(self._handle(frames))
-            self._pending.add(task)
-            task.add_done_callback(self._pending.discard)
+            taken += 1
+            if len(self._pending) >= CROWDED:
+                # A client that has vanished can't be told from one that waits; all can ask again.
+                self._relieve(len(self._pending) - CROWDED + 1)
+            if len(self._pending) >= CROWDED or taken % TURN_AFTER == 0:
+                await asyncio.sleep(0)
+            refused = len(self._pending) >= PENDING_LIMIT or self._of_client[frames[0]] >= CLIENT_LIMIT
+            self._take(frames[0], self._refuse(frames) if refused else self._handle(frames))
 
     async def close(self) -> None:
         for task in self._pending:
@@ -85,6 +105,21 @@ class Server:
         self._context.term()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+
+    def _take(self, client: bytes, work: Coroutine[None, None, None]) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            self._pending.discard(task)
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
+
+        task = asyncio.create_task(work)
+        self._pending.add(task)
+        self._of_client[client] += 1
+        task.add_done_callback(done)
+
+    async def _refuse(self, frames: list[bytes]) -> None:
+        await self._reply(frames, messages.Error("busy", "too many requests are waiting; try again"))
 
     async def _handle(self, frames: list[bytes]) -> None:
         try:
@@ -108,10 +143,7 @@ class Server:
 
     async def _reply(self, frames: list[bytes], reply: AnyReply) -> None:
         number = frames[1][:REQUEST_NUMBER_LIMIT] if len(frames) > 1 else b""
-        try:
-            await self._socket.send_multipart([frames[0], number, messages.encode(reply)])
-        except zmq.ZMQError as error:
-            log.debug("a reply could not be sent: %s", error)
+        await self._outbox.send(frames[0], number, messages.encode(reply))
 
 
 def prepare_directory(directory: Path) -> None:

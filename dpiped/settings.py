@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     on_exit: Literal["stop", "detach"]
     stop_timeout: float
     save_timeout: float
+    hang_timeout: float | None
     log_lines: int
     log_bytes: int
     pass_env: tuple[str, ...]
@@ -203,6 +204,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         on_exit="detach" if read.choice("DIFFPIPE_ON_EXIT", ("stop", "detach")) == "detach" else "stop",
         stop_timeout=read.seconds("DIFFPIPE_STOP_TIMEOUT", 20.0),
         save_timeout=read.seconds("DIFFPIPE_SAVE_TIMEOUT", 600.0),
+        hang_timeout=read.seconds_or_never("DIFFPIPE_HANG_TIMEOUT"),
         log_lines=read.integer("DIFFPIPE_LOG_LINES", 2000, 1, 1_000_000),
         log_bytes=read.integer("DIFFPIPE_LOG_BYTES", 4 << 20, 1 << 16, 1 << 30),
         pass_env=read.names("DIFFPIPE_PASS_ENV"),
@@ -316,6 +318,10 @@ class _Reader:
     def seconds(self, name: str, default: float) -> float:
         text = self.env.get(name, "").strip()
         return self._bounded(name, text, float, 0.1, 86400, "seconds,") if text else default
+
+    def seconds_or_never(self, name: str) -> float | None:
+        text = self.env.get(name, "").strip() or "0"
+        return self._bounded(name, text, float, 0, 604800, "seconds (0: never)") or None
 
     def _bounded(
         self, name: str, text: str, kind: Callable[[str], _N], low: float, high: float, what: str

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ from dpiped.live import LiveRun
 from dpiped.past_curves import PastCurves
 from dpiped.rundir import Concluded, Exit, Spec
 from dpiped.settings import RUN_MARKER, Settings, training_environment
+from dpiped.silence import HANG_TIMEOUT
 from dpiped.sources import Wanted
 
 TICK = 0.1
@@ -68,6 +70,9 @@ class Supervisor:
         self._stop_by = "dpiped"
         self._follower: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._unrecorded = ending.Unrecorded(self.notice, self.withdraw)
+        self._polls: dict[asyncio.Timeout, None] = {}
+        """Those of clients that wait, the oldest first."""
 
     # --- what clients ask for
 
@@ -125,8 +130,27 @@ class Supervisor:
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits for a change that makes `condition` true. False after `seconds`."""
+        return await self._wait(condition, asyncio.timeout(seconds))
+
+    async def poll_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """The same for a client. False sooner where too many clients wait."""
+        until = asyncio.timeout(seconds)
+        self._polls[until] = None
         try:
-            async with asyncio.timeout(seconds), self.changed:
+            return await self._wait(condition, until)
+        finally:
+            self._polls.pop(until, None)
+
+    def end_polls(self, count: int) -> None:
+        """The oldest polls end now, as if their time were over."""
+        for until in list(islice(self._polls, count)):
+            del self._polls[until]
+            if not until.expired():
+                until.reschedule(asyncio.get_running_loop().time())
+
+    async def _wait(self, condition: Callable[[], bool], until: asyncio.Timeout) -> bool:
+        try:
+            async with until, self.changed:
                 await self.changed.wait_for(condition)
         except TimeoutError:
             return False
@@ -142,7 +166,7 @@ class Supervisor:
 
     async def recover(self) -> None:
         """Concludes the runs that ended unseen and adopts the one that is still alive."""
-        alive, problems = recovery.sort_out(self.settings, self.runs)
+        alive, problems = recovery.sort_out(self.settings, self.runs, self._unrecorded.conclude)
         for problem in problems:
             self.notice(problem)
         # Before the adoption: an adopted run may end at once, and is the last one then.
@@ -157,6 +181,7 @@ class Supervisor:
         """Stops following without touching the run."""
         if self._follower is not None:
             self._follower.cancel()
+        self._unrecorded.close()
         self._cancel_deadline()
 
     async def end(self, by: str) -> None:
@@ -187,12 +212,16 @@ class Supervisor:
 
     async def _follow(self, live: LiveRun) -> None:
         """From spawn or adoption to the conclusion. A fault on the way is said and tried again."""
+        said = ""
         while True:
             try:
                 await self._follow_to_the_end(live)
                 break
             except Exception as error:  # a run that nobody follows would look like silence
-                log.exception("following run %s failed", live.id)
+                if said != repr(error):
+                    # Once: what lasts for hours must not fill the log.
+                    log.exception("following run %s failed", live.id)
+                said = repr(error)
                 self.notice(f"following run {live.id} failed: {error!r}")
                 await asyncio.sleep(FAULT_TICK)
         self._look_for_the_last_time(live)
@@ -210,14 +239,25 @@ class Supervisor:
 
     async def _follow_to_the_end(self, live: LiveRun) -> None:
         """The only path, for runs of this daemon and for adopted ones."""
+        silence = None
         while not await self._over(live):
-            if await live.drain():
+            if await live.drain() or live.silence() != silence:
+                silence = live.silence()
                 await self.announce()
+            for remark in live.remarks():
+                self.notice(remark)
+            self._end_if_hung(live)
             live.hide_key()
             if live.launched is not None:
                 live.look_for_files()
             await asyncio.sleep(TICK if live.launched is not None else LAUNCH_TICK)
         await live.drain()
+
+    def _end_if_hung(self, live: LiveRun) -> None:
+        if isinstance(self.machine.state, lifecycle.Running) and (fault := live.silent_too_long()):
+            log.warning("run %s is ended: %s", live.id, fault)
+            live.hung, self._stop_by = fault, HANG_TIMEOUT
+            self._act(self.machine.feed(Stop("term", time.monotonic(), self._ladder())))
 
     async def _over(self, live: LiveRun) -> bool:
         """Is nothing of it left? Notices the launch on the way, and replaces a runner that was killed."""
@@ -231,7 +271,10 @@ class Supervisor:
         if ending.record_of(live, Exit, self.notice) is None and live.members():
             log.warning("the runner of run %s is gone; another one takes over", live.id)
             _reap(live)
-            live.spawn_runner(self._environment, adopt=True)
+            try:
+                live.spawn_runner(self._environment, adopt=True)
+            except OSError as error:
+                self.notice(f"run {live.id}: another runner can't be started: {error}")
             # Should that one fail as well, it is not tried again at once.
             await asyncio.sleep(FAULT_TICK)
             return False
@@ -282,7 +325,7 @@ class Supervisor:
                     self._cancel_deadline()
                     self.live = None
                     self.past_curves.keep(live.id, live.ring.end, live.curve)
-                    self.last = ending.conclude_run(live, self.notice)
+                    self.last = ending.conclude_run(live, self.notice, self._unrecorded)
 
     def _spawn(self, live: LiveRun) -> None:
         try:

@@ -109,7 +109,7 @@ class TensorBoard:
         command += ["-m", "tensorboard.main", "--logdir", str(settings.tensorboard_root)]
         command += ["--host", settings.tensorboard_host, "--port", str(settings.tensorboard_port)]
         command += ["--reload_interval", "5"]
-        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        output = self._open_log()
         try:
             return await asyncio.create_subprocess_exec(
                 *command,
@@ -122,6 +122,14 @@ class TensorBoard:
             )
         finally:
             os.close(output)
+
+    def _open_log(self) -> int:
+        try:
+            return os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError as error:
+            # It is for the curves of a training, not for its own words.
+            log.warning("%s can't be written: %s", self._log, error.strerror)
+            return os.open(os.devnull, os.O_WRONLY)
 
     async def _await_ready(self) -> None:
         while not (self._child and await self._holds_port(self._child.pid) and await self._answers()):

@@ -302,18 +302,35 @@ def test_a_follower_takes_large_gains_in_chunks(tmp_path: Path) -> None:
     assert max(map(len, read)) <= logs.CHUNK
 
 
-def test_a_follower_goes_on_at_the_new_end_of_a_truncated_file(tmp_path: Path) -> None:
+def test_a_follower_reads_a_truncated_file_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "output.log"
     path.write_bytes(b"a long line\n")
     follower = Follower(path)
     follower.read()
+    assert not follower.begins_anew()
     with path.open("r+b") as file:
         file.truncate(0)
-    assert follower.read() == b""
+    assert follower.read() == b"" and follower.begins_anew() and not follower.begins_anew()
     with path.open("ab") as file:
         file.write(b"anew\n")
-    assert follower.read() == b"anew\n"
+    assert (follower.read(), follower.position, follower.begins_anew()) == (b"anew\n", 5, False)
     follower.close()
+
+
+def test_a_follower_keeps_a_file_that_was_deleted_or_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    path.write_bytes(b"one\n")
+    follower = Follower(path)
+    follower.read()
+    assert not follower.moved() and follower.where() == path
+    with path.open("ab") as file:
+        path.unlink()
+        path.write_bytes(b"another\n")
+        file.write(b"two\n")
+    assert follower.moved() and not follower.moved()
+    assert (follower.read(), follower.where().read_bytes()) == (b"two\n", b"one\ntwo\n")
+    follower.close()
+    assert follower.where() == path
 
 
 def test_a_ring_takes_a_million_lines_in_little_time() -> None:

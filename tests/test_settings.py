@@ -47,6 +47,7 @@ DEFAULTS: dict[str, object] = {
     "on_exit": "stop",
     "stop_timeout": 20.0,
     "save_timeout": 600.0,
+    "hang_timeout": None,
     "log_lines": 2000,
     "log_bytes": 4 << 20,
     "pass_env": (),
@@ -79,6 +80,8 @@ VALID: list[tuple[str, str, str, object]] = [
     ("DIFFPIPE_ON_EXIT", "stop", "on_exit", "stop"),
     ("DIFFPIPE_STOP_TIMEOUT", "0.5", "stop_timeout", 0.5),
     ("DIFFPIPE_SAVE_TIMEOUT", "86400", "save_timeout", 86400.0),
+    ("DIFFPIPE_HANG_TIMEOUT", "0", "hang_timeout", None),
+    ("DIFFPIPE_HANG_TIMEOUT", " 1800 ", "hang_timeout", 1800.0),
     ("DIFFPIPE_LOG_LINES", "1", "log_lines", 1),
     ("DIFFPIPE_LOG_BYTES", "65536", "log_bytes", 65536),
     ("DIFFPIPE_PASS_ENV", "FOO, BAR_*,,", "pass_env", ("FOO", "BAR_*")),
@@ -127,6 +130,10 @@ INVALID: list[tuple[str, str, str]] = [
         (name, text, "seconds, from 0.1 to 86400")
         for name in ("DIFFPIPE_STOP_TIMEOUT", "DIFFPIPE_SAVE_TIMEOUT")
         for text in ("0", "soon", "nan", "inf", "-3", "86401")
+    ),
+    *(
+        ("DIFFPIPE_HANG_TIMEOUT", text, "seconds (0: never) from 0 to 604800")
+        for text in ("soon", "nan", "inf", "-3", "604801")
     ),
     ("DIFFPIPE_LOG_LINES", "0", "whole number from 1"),
     ("DIFFPIPE_LOG_BYTES", "65535", "whole number from 65536"),

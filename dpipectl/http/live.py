@@ -190,11 +190,22 @@ class Follower:
                 if isinstance(error, Failed) and error.error.code == "unknown_run":
                     self._forget()
                     continue
+                if isinstance(error, Failed) and error.error.code == "run_damaged":
+                    # Its log can't be read; its end is told all the same.
+                    for each in await self._end_at_last():
+                        yield each
                 # The daemon is away, or has no time: the same again, a little later.
                 await asyncio.wait([changed], timeout=RETRY_EVERY)
                 continue
             for each in found:
                 yield each
+
+    async def _end_at_last(self) -> list[bytes]:
+        """The end of a run whose log can't be read; nothing as long as it is not over."""
+        try:
+            return await self._end(self._place) if self._place is not None else []
+        except (Unreachable, Failed):
+            return []
 
     def _forget(self) -> None:
         """There is no such run (any more): on with the newest that is there."""
