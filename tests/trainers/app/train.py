@@ -141,6 +141,21 @@ def raises(training: Training) -> None:
     raise RuntimeError(training.script.get("error", "CUDA error: an illegal memory access was encountered"))
 
 
+def exits(training: Training) -> None:
+    """With the given `code`, after the `error` as an exception would be shown, if there is one."""
+    training.prepare()
+    training.one_step()
+    if error := training.script["error"]:
+        print(f'Traceback (most recent call last):\n  File "train.py", line 1\n{error}', file=sys.stderr)
+    sys.exit(training.script["code"])
+
+
+def lingers(training: Training) -> None:
+    """It completes and does not end."""
+    well_behaved(training)
+    time.sleep(600)
+
+
 def killed(training: Training) -> None:
     training.prepare()
     training.one_step()
@@ -200,13 +215,16 @@ def paced(training: Training) -> None:
 
 
 def bar(training: Training) -> None:
-    """A progress bar that stays unfinished until the file `go` appears."""
+    """A progress bar that stays unfinished until the file `go` appears; drawn anew `every` seconds."""
     training.prepare()
     for done in range(1, 6):
         sys.stderr.write(f"\r {done * 20}%|{'█' * done}{' ' * (5 - done)}| {done}/5 [00:01<00:00]")
         sys.stderr.flush()
     while not Path(training.script.get("go", "/never")).exists():
-        time.sleep(0.02)
+        time.sleep(training.script.get("every", 0.02))
+        if "every" in training.script:
+            sys.stderr.write("\r 100%|█████| 5/5 [00:01<00:00]")
+            sys.stderr.flush()
     sys.stderr.write("\n")
     training.train()
 
@@ -241,6 +259,8 @@ BEHAVIOURS = {
         stubborn,
         nameless,
         raises,
+        exits,
+        lingers,
         killed,
         caching_hang,
         chatty,
