@@ -31,6 +31,14 @@ RETRY_EVERY = 0.2
 HINT = "start it with `dpiped`, or `supervisorctl start diffpipe`; DIFFPIPE_SOCKET says where it listens"
 
 
+CHANGES = (messages.Start, messages.StartForm, messages.Resume, messages.Stop, messages.Save, messages.Reload)
+"""What must not be asked twice by itself; everything else is a question."""
+
+
+class WentAway(Unreachable):
+    """The connection broke before the reply: by a reload, or because the daemon ended."""
+
+
 class Failed(Exception):
     """The daemon answered with an error. `error` is it."""
 
@@ -52,8 +60,20 @@ class Client:
         self._answered = False
 
     def call(self, request: AnyRequest, wait: float = 0.0) -> AnyReply:
-        """Sends and waits for the reply. `wait` is how long the daemon itself may take (seconds)."""
+        """Sends and waits for the reply. `wait` is how long the daemon itself may take (seconds).
+
+        A question that went down with a daemon which reloads is asked once more; the next one is there
+        already, or its socket waits for it.
+        """
         body = _encoded(request)
+        try:
+            return self._exchange(body, wait)
+        except WentAway:
+            if isinstance(request, CHANGES):
+                raise
+        return self._exchange(body, wait)
+
+    def _exchange(self, body: bytes, wait: float) -> AnyReply:
         if self._socket is None:
             self._socket = self._connect()
         self._number += 1
@@ -86,9 +106,7 @@ class Client:
             elif self._hangups in ready:
                 # ZeroMQ would connect again, but the request is gone with the daemon that had it.
                 self.close()
-                raise Unreachable(
-                    "dpiped went away before it answered", hint="`dpipectl status` shows what is"
-                )
+                raise WentAway("dpiped went away before it answered", hint="`dpipectl status` shows what is")
         return None
 
     def patient(self, request: AnyRequest, wait: float = 0.0, until: float = math.inf) -> AnyReply:

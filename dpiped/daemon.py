@@ -5,13 +5,10 @@ steal each other's clients; both are refused by locks that the kernel drops with
 has the one exception). On SIGTERM the run is stopped by the same ladder as by a client, while the socket
 still answers; a crash leaves the run alone, and the next daemon adopts it.
 
-Known gap: locks do not work across machines that share a network file system without flock.
+Known gap: none.
 """
 
 import asyncio
-import contextlib
-import errno
-import fcntl
 import logging
 import os
 import sys
@@ -19,13 +16,16 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from dpiped import events, handover, launch, lifecycle, rundir, signals
+from dpiped import events, handover, launch, lifecycle, limits, rundir, signals
 from dpiped.ending import REQUESTED
 from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
 from dpiped.gpus import Gpus
+from dpiped.listening import Listening, prepare_directory
+from dpiped.locks import Lock
 from dpiped.rundir import Concluded, Spec, StopAsked
-from dpiped.server import Server, prepare_directory
-from dpiped.settings import Settings, under_supervisord
+from dpiped.server import Server
+from dpiped.service import Service
+from dpiped.settings import ServiceManager, Settings, environment_after_reload, under_supervisord
 from dpiped.sources import Wanted
 from dpiped.supervisor import Supervisor
 from dpiped.tensorboard import TensorBoard
@@ -34,6 +34,7 @@ from dpiped.verbs import Verbs, Wishes
 TENSORBOARD_LOOK_EVERY = 0.25
 END_SIGNALS = frozenset(("SIGTERM", "SIGINT"))
 LAST_ANSWERS = 0.2
+STATE_LOCK = "dpiped.lock"
 SETTLE = 0.01
 """Seconds in which the loop takes in a signal that was caught."""
 SIGNAL_TWINS_WITHIN = 1.0
@@ -49,7 +50,7 @@ log = logging.getLogger("dpiped")
 End = Literal["exit", "reload"]
 
 
-def main(settings: Settings) -> int:
+def main(settings: Settings, manager: ServiceManager) -> int:
     """Runs until SIGTERM or SIGINT. Returns the exit code; does not return after a reload.
 
     The umask stays the user's: the training inherits it. What is ours is made with explicit modes.
@@ -57,22 +58,26 @@ def main(settings: Settings) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    limits.raise_files()
     locks = _lock_or_take_over(settings)
-    daemon = Daemon(settings)
+    listening = Listening(Path(settings.socket), locks[1], manager)
+    daemon = Daemon(settings, manager, listening)
     if asyncio.run(daemon.run()) == "reload":
         daemon.hand_on()
         handover.remember(daemon.starter)
         log.info("reloading")
         for lock in locks:
-            os.close(lock)
-        os.execv(sys.executable, sys.orig_argv)
+            lock.release()
+        listening.hand_on()
+        limits.set_files(limits.inherited_files())
+        os.execve(sys.executable, sys.orig_argv, environment_after_reload(listening.own))
     return 0
 
 
 class Daemon:
     """Wires the parts together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, manager: ServiceManager, listening: Listening) -> None:
         self.settings = settings
         self.supervisor = Supervisor(settings)
         self.tensorboard = TensorBoard(settings)
@@ -81,7 +86,8 @@ class Daemon:
         self._asked: asyncio.Queue[str] = asyncio.Queue()
         wishes = Wishes(self._ask_to_reload, self._ask_to_hand_over)
         verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, wishes)
-        self.server = Server(settings.socket, verbs.answer, self.supervisor.end_polls)
+        self.server = Server(listening, verbs.answer, self.supervisor.end_polls)
+        self.service = Service(manager, self.supervisor, self.server)
 
     async def run(self) -> End:
         loop = asyncio.get_running_loop()
@@ -90,10 +96,20 @@ class Daemon:
         signals.release()
         for problem in events.prepare_root(self.settings):
             self.supervisor.notice(problem)
-        await self.supervisor.recover()
+        async with self.service.starting():
+            await self.supervisor.recover()
         self.server.bind()
+        self.service.ready()
         log.info("listening on %s, state in %s", self.settings.socket, self.settings.state_dir)
-        kept = (self.server.serve(), self._watch_tensorboard(), self._watch_starter(), self.gpus.follow())
+        kept = (
+            self.server.serve(),
+            self.server.stay_reachable(self._tell),
+            self.service.keep_status(),
+            self.service.keep_alive(),
+            self._watch_tensorboard(),
+            self._watch_starter(),
+            self.gpus.follow(),
+        )
         tasks = [asyncio.create_task(each) for each in kept]
         self.tensorboard.start()
         service = asyncio.create_task(self._train_service_config())
@@ -102,7 +118,7 @@ class Daemon:
             task.cancel()
         await self.supervisor.let_go()
         await self.tensorboard.stop()
-        await self.server.close()
+        await self.server.close(keep=end == "reload")
         # The loop puts the default handlers back when it closes; a late signal must not be the last word.
         # Its helper threads don't hold any back: what they caught has to come out of the loop.
         signals.hold()
@@ -130,11 +146,13 @@ class Daemon:
             await asyncio.sleep(SETTLE)
             others = self._drain_asked()
             if not END_SIGNALS.intersection(others):
+                self.service.reloading()
                 return "reload"
             # Whoever wants the end meanwhile gets it, not a daemon that has forgotten it.
             signals.release()
             asked = next(word for word in others if word in END_SIGNALS)
         log.info("%s received", asked)
+        self.service.stopping()
         if self.settings.on_exit == "detach":
             log.info("leaving the run to the next daemon (DIFFPIPE_ON_EXIT=detach)")
             return "exit"
@@ -159,6 +177,10 @@ class Daemon:
             log.info("no reload while the daemon is ending")
         if self.supervisor.live is not None:
             await self.supervisor.stop("kill", None, "a second signal")
+
+    async def _tell(self, notice: str) -> None:
+        self.supervisor.notice(notice)
+        await self.supervisor.announce()
 
     def _ask_to_reload(self) -> None:
         if self.supervisor.ending:
@@ -232,7 +254,7 @@ class Daemon:
         return None
 
 
-def _lock_or_take_over(settings: Settings) -> list[int]:
+def _lock_or_take_over(settings: Settings) -> tuple[Lock, Lock]:
     """Raises AlreadyOwned if another daemon is in the way and stays."""
     try:
         return _lock(settings)
@@ -250,51 +272,25 @@ def _lock_or_take_over(settings: Settings) -> list[int]:
         time.sleep(LOOK_FOR_LOCKS_EVERY)
 
 
-def _lock(settings: Settings) -> list[int]:
+def _lock(settings: Settings) -> tuple[Lock, Lock]:
     """One daemon per state directory and per socket. Raises AlreadyOwned, with the holder's pid."""
+    prepare_state(settings)
+    socket = Path(settings.socket)
+    prepare_directory(socket.parent)
+    state = Lock(settings.state_dir / STATE_LOCK, "DIFFPIPE_STATE_DIR")
+    try:
+        return state, Lock(socket.with_name(socket.name + ".lock"), "DIFFPIPE_SOCKET")
+    except AlreadyOwned:
+        # Or this process would stand in its own way when it tries again.
+        state.release()
+        raise
+
+
+def prepare_state(settings: Settings) -> None:
+    """Makes the state directory. Raises AlreadyOwned if that can't be."""
     state = settings.state_dir
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         (state / "runs").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise AlreadyOwned(f"{state} can't be made: {error.strerror}", field="DIFFPIPE_STATE_DIR") from error
-    socket = Path(settings.socket)
-    prepare_directory(socket.parent)
-    held = _take(state / "dpiped.lock", "DIFFPIPE_STATE_DIR")
-    try:
-        return [held, _take(socket.with_name(socket.name + ".lock"), "DIFFPIPE_SOCKET")]
-    except AlreadyOwned:
-        # Or this process would stand in its own way when it tries again.
-        os.close(held)
-        raise
-
-
-def _take(path: Path, variable: str) -> int:
-    try:
-        handle = _open_lock(path)
-    except OSError as error:
-        raise AlreadyOwned(f"{path} can't be opened: {error.strerror}", field=variable) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
-        os.close(handle)
-        raise AlreadyOwned(
-            f"another dpiped (pid {holder or 'unknown'}) holds {path.parent}",
-            field=variable,
-            hint=f"stop it, or give this one another {variable}",
-        ) from error
-    with contextlib.suppress(OSError):
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return handle
-
-
-def _open_lock(path: Path) -> int:
-    """On a disk that has become read-only, a run that goes on still has to be followed. Raises OSError."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

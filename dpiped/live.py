@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpiped import checkpoints, clocks, events, logs, messages, procs, redaction, rundir
+from dpiped import checkpoints, clocks, events, limits, logs, messages, procs, redaction, rundir
 from dpiped.curve import PIECE, Curve
 from dpiped.errors import InvalidInput
 from dpiped.outcome import failing, hang
@@ -70,7 +70,7 @@ class LiveRun:
         """Starts the runner in its own session; it outlives this process. Raises OSError."""
         # -E and -P: what the user adds to the training's environment must not change our own imports.
         command = [sys.executable, "-E", "-P", "-m", "dpiped", "runner", str(self.folder)]
-        command += ["--adopt"] if adopt else []
+        command += ["--files", str(limits.inherited_files()), *(["--adopt"] if adopt else [])]
         errors = self._open_runner_log(required=not adopt)
         try:
             pid = os.posix_spawn(

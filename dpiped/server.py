@@ -1,11 +1,8 @@
-"""The socket: a ZeroMQ ROUTER on a Unix path, one task per request, errors as replies.
+"""The socket: a ZeroMQ ROUTER on a Unix socket, one task per request, errors as replies.
 
 Why: a malformed, oversized or hostile message must cost its sender an error and nobody else anything.
 So decoding happens in one place, into types, before any of our code runs; a request that waits does
 not block the next; and the number of waiting requests is bounded.
-
-The socket file is 0600 in a directory that only its owner may write to: whoever can connect may start
-processes as this user.
 
 A message is two frames after the sender's identity: a request number of at most 16 bytes, given back
 with the reply, and the MessagePack body.
@@ -14,20 +11,17 @@ Known gap: a peer that vanished can't be seen; what it has asked for is waited f
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from dpiped import messages
-from dpiped.errors import SettingsError
+from dpiped.errors import DpipedError
+from dpiped.listening import Listening
 from dpiped.messages import AnyReply, AnyRequest
 from dpiped.outbox import Outbox
 
@@ -41,21 +35,23 @@ TURN_AFTER = 64
 REQUEST_NUMBER_LIMIT = 16
 LINGER = 300
 """Milliseconds."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the socket file."""
 
 log = logging.getLogger("dpiped.server")
 
 
 class Server:
-    """Serves `answer` on `path`. `bind`, then `serve` until cancelled, then `close`."""
+    """Serves `answer` on `listening`. `bind`, then `serve` until cancelled, then `close`."""
 
     def __init__(
         self,
-        path: str,
+        listening: Listening,
         answer: Callable[[AnyRequest], Awaitable[AnyReply]],
         relieve: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`relieve` has so many of the oldest long polls answered now."""
-        self._path = Path(path)
+        self.listening = listening
         self._answer = answer
         self._relieve = relieve
         self._context = zmq.asyncio.Context()
@@ -64,25 +60,24 @@ class Server:
         self._outbox = Outbox(self._socket)
         self._pending: set[asyncio.Task[None]] = set()
         self._of_client: Counter[bytes] = Counter()
+        self._mirror: zmq.asyncio.Socket | None = None
+        self._asked = 0
 
     def bind(self) -> None:
         """Raises SettingsError if the directory is not safe or the socket can't be bound."""
-        prepare_directory(self._path.parent)
-        if self._path.exists() and not self._path.is_socket():
-            raise SettingsError(
-                f"DIFFPIPE_SOCKET: {self._path} exists and is no socket; it is left alone",
-                field="DIFFPIPE_SOCKET",
-            )
+        self.listening.open()
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.REQUEST_BYTES)
-        # The file must never exist with a wider mode, not even between bind and chmod.
-        before = os.umask(0o177)
-        try:
-            self._socket.bind(f"ipc://{self._path}")
-        except zmq.ZMQError as error:
-            raise SettingsError(f"DIFFPIPE_SOCKET: {self._path}: {error}", field="DIFFPIPE_SOCKET") from error
-        finally:
-            os.umask(before)
+        self._listen()
+
+    def _listen(self) -> None:
+        """ZeroMQ neither makes nor removes the file of a socket that it is given."""
+        self._socket.setsockopt(zmq.USE_FD, self.listening.duplicate())
+        self._socket.bind(self._address)
+
+    @property
+    def _address(self) -> str:
+        return f"ipc://{self.listening.path}"
 
     async def serve(self) -> None:
         taken = 0
@@ -97,14 +92,56 @@ class Server:
             refused = len(self._pending) >= PENDING_LIMIT or self._of_client[frames[0]] >= CLIENT_LIMIT
             self._take(frames[0], self._refuse(frames) if refused else self._handle(frames))
 
-    async def close(self) -> None:
+    async def stay_reachable(self, tell: Callable[[str], Awaitable[None]]) -> None:
+        """Listens anew whenever the socket file is gone. Those who are connected notice nothing."""
+        failed = ""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if not self.listening.lost():
+                continue
+            try:
+                self.listening.renew()
+                # Not instead of the listener before: its end would be that of its connections.
+                self._listen()
+            except (DpipedError, zmq.ZMQError) as error:
+                text = f"the socket file is gone and can't be made again: {error}"
+                if text != failed:
+                    await tell(text)
+                failed = text
+            else:
+                failed = ""
+                await tell("the socket file was deleted or replaced; dpiped listens at its path anew")
+
+    async def answers(self, within: float) -> bool:
+        """Does a request that takes a client's way get a reply?"""
+        if self._mirror is None:
+            self._mirror = self._context.socket(zmq.DEALER)
+            self._mirror.setsockopt(zmq.LINGER, 0)
+            self._mirror.connect(self._address)
+        self._asked += 1
+        number = self._asked.to_bytes(8, "big")
+        try:
+            async with asyncio.timeout(within):
+                await self._mirror.send_multipart([number, messages.encode(messages.Hello())])
+                while (await self._mirror.recv_multipart())[0] != number:
+                    pass
+        except (TimeoutError, zmq.ZMQError):
+            self._mirror.close()
+            self._mirror = None
+            return False
+        return True
+
+    async def close(self, keep: bool = False) -> None:
+        """`keep`: the listening socket is handed on."""
         for task in self._pending:
             task.cancel()
+        if self._mirror is not None:
+            self._mirror.close()
         # Replies on their way get a moment to leave.
         self._socket.close(linger=LINGER)
         self._context.term()
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+        if not keep:
+            self.listening.close()
 
     def _take(self, client: bytes, work: Coroutine[None, None, None]) -> None:
         def done(task: asyncio.Task[None]) -> None:
@@ -144,24 +181,6 @@ class Server:
     async def _reply(self, frames: list[bytes], reply: AnyReply) -> None:
         number = frames[1][:REQUEST_NUMBER_LIMIT] if len(frames) > 1 else b""
         await self._outbox.send(frames[0], number, messages.encode(reply))
-
-
-def prepare_directory(directory: Path) -> None:
-    """Makes it 0700, or checks that nobody else can put a socket in its place. Raises SettingsError."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
-    except OSError as error:
-        raise SettingsError(
-            f"DIFFPIPE_SOCKET: {directory}: {error.strerror}", field="DIFFPIPE_SOCKET"
-        ) from error
-    open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (0, os.geteuid()) or open_to_others:
-        raise SettingsError(
-            f"DIFFPIPE_SOCKET: others may replace files in {directory}",
-            field="DIFFPIPE_SOCKET",
-            hint="use a directory of your own with mode 0700",
-        )
 
 
 def _said(text: str, field: str | None) -> str:

@@ -46,6 +46,16 @@ ENVIRONMENT_FOR_TRAINING = (
 ).split()
 """Names and globs of the daemon's own variables that a training gets (LC_* means all that begin so)."""
 
+OF_THE_SERVICE_MANAGER = (
+    "NOTIFY_SOCKET WATCHDOG_USEC WATCHDOG_PID LISTEN_FDS LISTEN_PID LISTEN_FDNAMES MAINPID INVOCATION_ID "
+    "JOURNAL_STREAM SYSTEMD_EXEC_PID MANAGERPID"
+).split()
+"""What systemd tells the daemon, and no process that the daemon starts."""
+
+FIRST_LISTENER = 3
+"""Where systemd puts the first socket that it hands over (man 3 sd_listen_fds)."""
+OWN_LISTENER = "made-by-dpiped"
+"""The name of a socket that was handed over by a daemon to the one it re-executed itself as."""
 
 SHORTEST_TOKEN = 16
 """Characters; a shorter one could be guessed."""
@@ -87,6 +97,58 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def tensorboard_wanted(self) -> bool:
         """False only for a service that trains `DIFFPIPE_CONFIG` with `DIFFPIPE_TENSORBOARD=0`."""
         return self.config is None or self.tensorboard_in_training
+
+
+class ServiceManager(msgspec.Struct, frozen=True, kw_only=True):
+    """What a service manager, or the daemon before a reload, has told this process.
+
+    `notify` is where to report to; `watchdog` how often at least (seconds). `listener` is a listening
+    socket; it is `own` if a daemon has made it.
+    """
+
+    notify: str | None = None
+    watchdog: float | None = None
+    listener: int | None = None
+    own: bool = False
+
+
+def load_service_manager(env: Mapping[str, str] = os.environ) -> ServiceManager:
+    """Raises SettingsError for a message that can't be meant for this daemon."""
+    me = str(os.getpid())
+    read = _Reader(env)
+    meant = env.get("WATCHDOG_PID", me) == me
+    watchdog = read.integer("WATCHDOG_USEC", 0, 0, 2**62) if meant else 0
+    address = env.get("NOTIFY_SOCKET") or None
+    if address is not None and address[0] not in "/@":
+        raise SettingsError(
+            f"NOTIFY_SOCKET takes an absolute path or @NAME, not {address!r}", field="NOTIFY_SOCKET"
+        )
+    handed = read.integer("LISTEN_FDS", 0, 0, 2**31) if env.get("LISTEN_PID") == me else 0
+    if handed > 1:
+        raise SettingsError(
+            f"LISTEN_FDS: {handed} sockets were handed over; dpiped takes one",
+            field="LISTEN_FDS",
+            hint="one ListenStream= in dpiped.socket",
+        )
+    return ServiceManager(
+        notify=address,
+        watchdog=watchdog / 1e6 if watchdog else None,
+        listener=FIRST_LISTENER if handed else None,
+        own=env.get("LISTEN_FDNAMES") == OWN_LISTENER,
+    )
+
+
+def environment_after_reload(own: bool, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The same variables; they say that the listening socket is FIRST_LISTENER, and whose it is."""
+    names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+    if own:
+        return {**env, **names, "LISTEN_FDNAMES": OWN_LISTENER}
+    return {**env, **names}
+
+
+def environment_of_helpers(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The daemon's variables for a program that it starts itself, without its service manager's."""
+    return {name: value for name, value in env.items() if name not in OF_THE_SERVICE_MANAGER}
 
 
 def socket_path(env: Mapping[str, str] = os.environ) -> str:
@@ -244,6 +306,8 @@ def training_environment(settings: Settings, env: Mapping[str, str] = os.environ
 
     patterns = (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)
     passed = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in patterns)}
+    # Not even where DIFFPIPE_PASS_ENV is `*`.
+    passed = environment_of_helpers(passed)
     return passed | settings.training_env
 
 

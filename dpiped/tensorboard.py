@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from dpiped import messages
-from dpiped.settings import Settings
+from dpiped import limits, messages
+from dpiped.settings import Settings, environment_of_helpers
 
 BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 HEALTHY_AFTER = 60.0
@@ -105,7 +105,8 @@ class TensorBoard:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         settings = self._settings
-        command = [sys.executable, "-m", "dpiped", "bound", str(os.getpid()), sys.executable]
+        files = str(limits.inherited_files())
+        command = [sys.executable, "-m", "dpiped", "bound", str(os.getpid()), files, sys.executable]
         command += ["-m", "tensorboard.main", "--logdir", str(settings.tensorboard_root)]
         command += ["--host", settings.tensorboard_host, "--port", str(settings.tensorboard_port)]
         command += ["--reload_interval", "5"]
@@ -117,6 +118,7 @@ class TensorBoard:
                 stdout=output,
                 stderr=output,
                 cwd="/",
+                env=environment_of_helpers(),
                 # Ctrl-C in a terminal is the daemon's to handle, also for this child.
                 start_new_session=True,
             )

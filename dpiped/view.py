@@ -10,6 +10,7 @@ import time
 
 import dpiped
 from dpiped import lifecycle, messages
+from dpiped.live import total_steps
 from dpiped.supervisor import DOES, Supervisor
 
 _NAMES: dict[type, messages.State] = {
@@ -37,6 +38,23 @@ def status(
         notices=tuple(supervisor.notices),
         gpus=gpus,
     )
+
+
+def line(supervisor: Supervisor) -> str:
+    """The same in one line, as a service manager shows it."""
+    live, state = supervisor.live, supervisor.machine.state
+    if live is None:
+        last = supervisor.last
+        return f"idle; the last run, {last.id}: {last.outcome}" if last else "idle"
+    said = live.progress.snapshot()
+    facts = []
+    if said.step is not None:
+        total = total_steps(live.spec, said)
+        facts.append(f"step {said.step} of {total}" if total is not None else f"step {said.step}")
+    if said.loss is not None:
+        facts.append(f"loss {said.loss:.4f}")
+    phase = "stopping" if isinstance(state, lifecycle.Stopping) else said.phase
+    return f"{phase} {live.id}" + (f": {', '.join(facts)}" if facts else "")
 
 
 def _stopping(supervisor: Supervisor, state: lifecycle.Stopping) -> str:

@@ -1,5 +1,6 @@
 """Every environment variable: default, valid, refused with its name, and what a training inherits."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,13 +10,18 @@ import pytest
 from dpiped.errors import SettingsError
 from dpiped.settings import (
     AF_UNIX_PATH_LIMIT,
+    OF_THE_SERVICE_MANAGER,
     RUN_MARKER,
     HttpSettings,
+    ServiceManager,
     Settings,
+    environment_after_reload,
+    environment_of_helpers,
     expand,
     launcher_candidates,
     load,
     load_http,
+    load_service_manager,
     socket_path,
     training_environment,
 )
@@ -306,8 +312,7 @@ def test_a_training_gets_what_it_needs(name: str) -> None:
         "VIRTUAL_ENV",
         "LD_PRELOAD",
         "DIFFPIPE_CONFIG",
-        "NOTIFY_SOCKET",
-        "LISTEN_FDS",
+        *OF_THE_SERVICE_MANAGER,
         "AWS_SECRET_ACCESS_KEY",
         "SUPERVISOR_ENABLED",
         "path",
@@ -316,6 +321,39 @@ def test_a_training_gets_what_it_needs(name: str) -> None:
 )
 def test_a_training_does_not_get_what_belongs_to_the_daemon(name: str) -> None:
     assert name not in training_environment(loaded(), {name: "value"})
+
+
+def test_what_the_service_manager_says_is_for_the_daemon_alone() -> None:
+    env = {"NOTIFY_SOCKET": "/run/n", "LISTEN_PID": "1", "WATCHDOG_USEC": "1", "FOO": "1"}
+    assert set(training_environment(loaded(DIFFPIPE_PASS_ENV="*"), env)) - set(env) == {
+        "NCCL_P2P_DISABLE",
+        "NCCL_IB_DISABLE",
+    }
+    assert environment_of_helpers(env) == {"FOO": "1"}
+
+
+def test_what_the_service_manager_says() -> None:
+    assert load_service_manager({}) == ServiceManager()
+    me = str(os.getpid())
+    said = {"NOTIFY_SOCKET": "@n", "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": me}
+    said |= {"LISTEN_PID": me, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "dpiped.socket"}
+    assert load_service_manager(said) == ServiceManager(notify="@n", watchdog=3.0, listener=3)
+    again = environment_after_reload(True, said)
+    assert load_service_manager(again) == ServiceManager(notify="@n", watchdog=3.0, listener=3, own=True)
+    assert load_service_manager(environment_after_reload(False, said)).own is False
+    # Meant for the process that started this one.
+    for_another = {"WATCHDOG_USEC": "3", "WATCHDOG_PID": "1", "LISTEN_PID": "1", "LISTEN_FDS": "7"}
+    assert load_service_manager(for_another) == ServiceManager()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("NOTIFY_SOCKET", "relative"), ("WATCHDOG_USEC", "soon"), ("LISTEN_FDS", "2"), ("LISTEN_FDS", "x")],
+)
+def test_what_the_service_manager_can_not_mean(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        load_service_manager({"LISTEN_PID": str(os.getpid()), variable: text})
+    assert refusal.value.field == variable
 
 
 def test_nccl_defaults_apply_only_where_the_user_set_nothing() -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from dpipectl.client import MARGIN, TIMEOUT, Failed
+from dpipectl.client import CHANGES, MARGIN, TIMEOUT, Failed, WentAway
 from dpiped import messages
 from dpiped.errors import InvalidInput, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
@@ -40,7 +40,14 @@ class Daemon:
 
     async def ask(self, request: AnyRequest, kind: type[_R], wait: float = 0.0) -> _R:
         """The reply, which is of that kind. `wait` is how long the daemon itself may take (seconds)."""
-        reply = self._decoded(await self._exchange(request, wait + MARGIN if wait else TIMEOUT))
+        timeout = wait + MARGIN if wait else TIMEOUT
+        try:
+            reply = self._decoded(await self._exchange(request, timeout))
+        except WentAway:
+            if isinstance(request, CHANGES):
+                raise
+            # A reload: the next daemon is there already, or its socket waits for it.
+            reply = self._decoded(await self._exchange(request, timeout))
         assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
         return reply
 
@@ -62,7 +69,7 @@ class Daemon:
         pending, self._pending = self._pending, {}
         for future in pending.values():
             if not future.done():
-                future.set_exception(Unreachable("dpiped went away before it answered"))
+                future.set_exception(WentAway("dpiped went away before it answered"))
 
     async def _exchange(self, request: AnyRequest, timeout: float) -> bytes:
         body = messages.encode(request)
