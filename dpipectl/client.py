@@ -17,6 +17,7 @@ import time
 
 import zmq
 
+from dpipectl import trust
 from dpiped import messages
 from dpiped.errors import InvalidInput, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
@@ -106,7 +107,12 @@ class Client:
             elif self._hangups in ready:
                 # ZeroMQ would connect again, but the request is gone with the daemon that had it.
                 self.close()
-                raise WentAway("dpiped went away before it answered", hint="`dpipectl status` shows what is")
+                raise WentAway(
+                    "dpiped went away before it answered",
+                    hint="`dpipectl status` shows what is"
+                    if self._answered
+                    else "it also hangs up on users that are neither its own nor in DIFFPIPE_SOCKET_GROUP",
+                )
         return None
 
     def patient(self, request: AnyRequest, wait: float = 0.0, until: float = math.inf) -> AnyReply:
@@ -137,6 +143,7 @@ class Client:
     def _connect(self) -> "zmq.Socket[bytes]":
         if not os.access(self._path, os.F_OK):
             self._probe()
+        trust.check(self._path)
         connection = self._context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
         self._hangups = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED)

@@ -65,12 +65,13 @@ def absolute(path: str) -> str:
 def environment(pairs: list[str]) -> dict[str, str]:
     """NAME=VALUE words. Raises InvalidInput."""
     env = {}
-    for pair in pairs:
+    for number, pair in enumerate(pairs, 1):
         name, equals, value = pair.partition("=")
         # The daemon checks this as well, but has only a pattern to say it with.
         if not equals or not name.isascii() or not name.isidentifier():
-            text = f"--env takes NAME=VALUE, with a NAME of letters, digits and underscores, not {name!r}"
-            raise InvalidInput(text, field="env")
+            # Not what it is instead: somebody may have left the name out before a key.
+            text = "--env takes NAME=VALUE, with a NAME of letters, digits and underscores"
+            raise InvalidInput(f"{text}; number {number} is none", field="env")
         env[name] = value
     return env
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from dpiped import events, handover, launch, lifecycle, limits, rundir, signals
+from dpiped import events, handover, launch, lifecycle, limits, peers, private, procs, rundir, signals
 from dpiped.ending import REQUESTED
-from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged
+from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged, SettingsError
 from dpiped.gpus import Gpus
 from dpiped.listening import Listening, prepare_directory
 from dpiped.locks import Lock
@@ -55,13 +55,17 @@ def main(settings: Settings, manager: ServiceManager) -> int:
 
     The umask stays the user's: the training inherits it. What is ours is made with explicit modes.
     """
+    procs.keep_memory_private()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    doubts = prepare_state(settings)
     limits.raise_files()
     locks = _lock_or_take_over(settings)
-    listening = Listening(Path(settings.socket), locks[1], manager)
+    listening = Listening(Path(settings.socket), locks[1], manager, settings.socket_group)
     daemon = Daemon(settings, manager, listening)
+    for doubt in doubts:
+        daemon.supervisor.notice(doubt)
     if asyncio.run(daemon.run()) == "reload":
         daemon.hand_on()
         handover.remember(daemon.starter)
@@ -99,6 +103,8 @@ class Daemon:
         async with self.service.starting():
             await self.supervisor.recover()
         self.server.bind()
+        if kept_out := peers.kept_out(Path(self.settings.socket).parent, self.settings.socket_group):
+            self.supervisor.notice(kept_out)
         self.service.ready()
         log.info("listening on %s, state in %s", self.settings.socket, self.settings.state_dir)
         kept = (
@@ -274,9 +280,8 @@ def _lock_or_take_over(settings: Settings) -> tuple[Lock, Lock]:
 
 def _lock(settings: Settings) -> tuple[Lock, Lock]:
     """One daemon per state directory and per socket. Raises AlreadyOwned, with the holder's pid."""
-    prepare_state(settings)
     socket = Path(settings.socket)
-    prepare_directory(socket.parent)
+    prepare_directory(socket.parent, settings.socket_group)
     state = Lock(settings.state_dir / STATE_LOCK, "DIFFPIPE_STATE_DIR")
     try:
         return state, Lock(socket.with_name(socket.name + ".lock"), "DIFFPIPE_SOCKET")
@@ -286,11 +291,16 @@ def _lock(settings: Settings) -> tuple[Lock, Lock]:
         raise
 
 
-def prepare_state(settings: Settings) -> None:
-    """Makes the state directory. Raises AlreadyOwned if that can't be."""
-    state = settings.state_dir
+def prepare_state(settings: Settings) -> list[str]:
+    """Makes the state directory ours alone. What a person should know of it. Raises SettingsError."""
+    state, field = settings.state_dir, "DIFFPIPE_STATE_DIR"
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (state / "runs").mkdir(mode=0o700, exist_ok=True)
+        for directory in (state, state / "runs"):
+            private.make(directory)
+        doubts = [private.secure(directory, field) for directory in (state, state / "runs")]
+        if above := private.open_above(state):
+            log.warning("%s: anybody may write to %s above it, and so replace it", state, above)
     except OSError as error:
-        raise AlreadyOwned(f"{state} can't be made: {error.strerror}", field="DIFFPIPE_STATE_DIR") from error
+        raise SettingsError(f"{field}: {state} can't be made: {error.strerror}", field=field) from error
+    # The two are on one file system.
+    return [doubt for doubt in doubts if doubt][:1]

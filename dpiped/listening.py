@@ -5,8 +5,8 @@ reload would find nobody. One that is handed on stays where it is: those who com
 queue. And a clean-up of /run or /tmp that deletes the file must not make the daemon unreachable for ever:
 `lost` tells it, `renew` puts another one in its place.
 
-The socket file is 0600 in a directory that only its owner may write to: whoever can connect may start
-processes as this user.
+The socket file is 0600, or 0660 for one group, in a directory that only its owner may write to: whoever can
+connect may start processes as this user. Who connects is checked as well (peers.py).
 
 Known gap: while a file put back belongs to the daemon, systemd's socket unit listens at one that is gone;
 `systemctl restart dpiped.socket` after the daemon's next stop puts that right.
@@ -18,6 +18,7 @@ import socket
 import stat
 from pathlib import Path
 
+from dpiped import peers, private
 from dpiped.errors import SettingsError
 from dpiped.locks import Lock
 from dpiped.settings import FIRST_LISTENER, ServiceManager
@@ -30,8 +31,9 @@ QUEUE = 4096
 class Listening:
     """`open` first. `lock` is the one beside the socket file; who holds it may replace the file."""
 
-    def __init__(self, path: Path, lock: Lock, manager: ServiceManager) -> None:
+    def __init__(self, path: Path, lock: Lock, manager: ServiceManager, group: int | None = None) -> None:
         self.path = path
+        self.group = group
         self.own = manager.own
         """Was it made by a daemon? Then the daemon removes the file at its end."""
         self._lock = lock
@@ -40,7 +42,7 @@ class Listening:
 
     def open(self) -> None:
         """Raises SettingsError if the directory is not safe or nothing can listen there."""
-        prepare_directory(self.path.parent)
+        prepare_directory(self.path.parent, self.group)
         if self._socket is None or not self._is_reached():
             self._make()
         self._file = self._found()
@@ -56,7 +58,7 @@ class Listening:
 
     def renew(self) -> None:
         """Listens at the path anew. Raises SettingsError or AlreadyOwned; then nothing has changed."""
-        prepare_directory(self.path.parent)
+        prepare_directory(self.path.parent, self.group)
         self._lock.renew()
         self._make()
         self._file = self._found()
@@ -95,6 +97,7 @@ class Listening:
             raise SettingsError(f"{FIELD}: {self.path}: {error.strerror}", field=FIELD) from error
         finally:
             os.umask(before)
+        peers.open_to_group(self.path, self.group)
         # What ZeroMQ had of the one before stays with it, so that its connections do.
         if self._socket is not None:
             self._socket.close()
@@ -148,10 +151,14 @@ def _taken(number: int, path: Path) -> socket.socket:
     return taken
 
 
-def prepare_directory(directory: Path) -> None:
-    """Makes it 0700, or checks that nobody else can put a socket in its place. Raises SettingsError."""
+def prepare_directory(directory: Path, group: int | None = None) -> None:
+    """Makes it 0700, or checks that nobody else can put a socket in its place. Raises SettingsError.
+
+    `group` may enter one that is made here, or is ours by its name.
+    """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = private.make(directory)
+        peers.let_group_enter(directory, group, made)
         found = directory.stat()
     except OSError as error:
         raise SettingsError(f"{FIELD}: {directory}: {error.strerror}", field=FIELD) from error

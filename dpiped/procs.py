@@ -24,6 +24,7 @@ from dpiped.rundir import Identity
 from dpiped.settings import RUN_MARKER
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -138,6 +139,14 @@ def become_subreaper() -> None:
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """The kernel signals this process when the thread that spawned it ends."""
     _prctl(PR_SET_PDEATHSIG, number)
+
+
+def keep_memory_private() -> None:
+    """No core dump of this process, and no look into it or its environment by others of the same user.
+
+    A program that it starts is as any other (the kernel sets it back); limits would be inherited.
+    """
+    _prctl(PR_SET_DUMPABLE, 0)
 
 
 def _prctl(option: int, value: int) -> None:

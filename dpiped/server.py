@@ -19,7 +19,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from dpiped import messages
+from dpiped import messages, peers
 from dpiped.errors import DpipedError
 from dpiped.listening import Listening
 from dpiped.messages import AnyReply, AnyRequest
@@ -68,6 +68,7 @@ class Server:
         self.listening.open()
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.REQUEST_BYTES)
+        peers.only_for(self._socket, self.listening.group)
         self._listen()
 
     def _listen(self) -> None:

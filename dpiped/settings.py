@@ -71,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workspace: Path
     state_dir: Path
     socket: str
+    socket_group: int | None
     allowed_roots: tuple[Path, ...]
     app_dirs: tuple[Path, ...]
     deepspeed_bin: str | None
@@ -254,6 +255,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         workspace=workspace,
         state_dir=read.path("DIFFPIPE_STATE_DIR", workspace / "diffpipe"),
         socket=socket_path(env),
+        socket_group=read.group("DIFFPIPE_SOCKET_GROUP"),
         allowed_roots=read.paths("DIFFPIPE_ALLOWED_ROOTS", roots),
         app_dirs=(
             read.path("DIFFPIPE_APP_DIR", workspace / "apps/diffusion-pipe"),
@@ -404,6 +406,22 @@ class _Reader:
         if text and text not in takes:
             raise SettingsError(f"{name} takes {' or '.join(takes)}, not {text!r}", field=name)
         return text or takes[0]
+
+    def group(self, name: str) -> int | None:
+        """A group's number, from its name or number."""
+        text = self.env.get(name, "").strip()
+        if not text:
+            return None
+        import grp
+
+        try:
+            return int(text) if text.isdecimal() and int(text) < 2**32 - 1 else grp.getgrnam(text).gr_gid
+        except (KeyError, ValueError) as error:
+            raise SettingsError(
+                f"{name} takes the name or the number of a group of this machine, not {text!r}",
+                field=name,
+                hint="`getent group` lists them",
+            ) from error
 
     def url(self, name: str) -> str | None:
         """It is shown to everybody who asks for the status, so it must not hold a password."""

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, object] = {
     "workspace": Path("/workspace"),
     "state_dir": Path("/workspace/diffpipe"),
     "socket": "/run/t.sock",
+    "socket_group": None,
     "allowed_roots": (Path("/workspace"), Path("/opt"), Path("/home/ann")),
     "app_dirs": (Path("/workspace/apps/diffusion-pipe"), Path("/opt/pilot/repos/diffusion-pipe")),
     "deepspeed_bin": None,
@@ -74,6 +75,8 @@ VALID: list[tuple[str, str, str, object]] = [
     ("WORKSPACE_ROOT", "/w", "workspace", Path("/w")),
     ("DIFFPIPE_STATE_DIR", "/s", "state_dir", Path("/s")),
     ("DIFFPIPE_SOCKET", "/tmp/x.sock", "socket", "/tmp/x.sock"),
+    ("DIFFPIPE_SOCKET_GROUP", "root", "socket_group", 0),
+    ("DIFFPIPE_SOCKET_GROUP", " 4242 ", "socket_group", 4242),
     ("DIFFPIPE_ALLOWED_ROOTS", "/a:/b::", "allowed_roots", (Path("/a"), Path("/b"))),
     ("DIFFPIPE_APP_DIR", "/app", "app_dirs", (Path("/app"), Path("/opt/pilot/repos/diffusion-pipe"))),
     ("DIFFPIPE_REPO_DIR", "/r", "app_dirs", (Path("/workspace/apps/diffusion-pipe"), Path("/r"))),
@@ -130,6 +133,8 @@ INVALID: list[tuple[str, str, str]] = [
         for name in ("NUM_GPUS", "DIFFPIPE_NUM_GPUS")
         for text in ("0", "65", "two", "1.5", "-1")
     ),
+    ("DIFFPIPE_SOCKET_GROUP", "no-such-group", "name or the number of a group"),
+    ("DIFFPIPE_SOCKET_GROUP", str(2**32), "name or the number of a group"),
     ("DIFFPIPE_EXTRA_ARGS", "--a 'b", "words as a shell reads them"),
     ("DIFFPIPE_ON_EXIT", "kill", "stop or detach"),
     *(

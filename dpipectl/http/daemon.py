@@ -10,18 +10,21 @@ Known gap: a reply that comes after its time-out is thrown away.
 """
 
 import asyncio
+import logging
 import socket
 from typing import TypeVar
 
 import msgspec
 import zmq
 
+from dpipectl import trust
 from dpipectl.client import CHANGES, MARGIN, TIMEOUT, Failed, WentAway
 from dpiped import messages
 from dpiped.errors import InvalidInput, Unreachable
 from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
+log = logging.getLogger("dpipectl.http")
 PENDING_LIMIT = 1024
 """Requests that wait for the daemon at once; it takes four times as many, from all its clients."""
 
@@ -103,6 +106,12 @@ class Daemon:
 
     def _connect(self) -> "zmq.Socket[bytes]":
         """ZeroMQ would wait for a socket that is not there, so that is looked at first."""
+        try:
+            trust.check(self._path)
+        except Unreachable as error:
+            # Where the socket is, is no business of who asks over HTTP.
+            log.warning("%s", error)
+            raise Unreachable("dpiped's socket may be another user's; the server's log says why") from error
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(self._path)
