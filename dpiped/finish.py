@@ -27,7 +27,7 @@ log = logging.getLogger("dpiped")
 
 
 def main(settings: Settings, manager: ServiceManager) -> int:
-    """Returns when no process of a run is left. Raises AlreadyOwned while a daemon is in charge, SettingsError."""
+    """Returns when no process of a run is left. Raises SettingsError; AlreadyOwned beside a daemon."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

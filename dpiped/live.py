@@ -22,7 +22,7 @@ from dpiped.errors import InvalidInput
 from dpiped.outcome import failing, hang
 from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
-from dpiped.settings import Settings
+from dpiped.settings import Settings, without_secrets
 from dpiped.silence import Silence
 
 LOOK_FOR_FILES_EVERY = 1.0
@@ -70,7 +70,10 @@ class LiveRun:
         """Starts the runner in its own session; it outlives this process. Raises OSError."""
         # -E and -P: what the user adds to the training's environment must not change our own imports.
         command = [sys.executable, "-E", "-P", "-m", "dpiped", "runner", str(self.folder)]
-        command += ["--files", str(limits.inherited_files()), *(["--adopt"] if adopt else [])]
+        command += ["--files", str(limits.inherited_files())]
+        if adopt:
+            # It launches nothing, so it needs no key.
+            command, environment = [*command, "--adopt"], without_secrets(environment)
         errors = self._open_runner_log(required=not adopt)
         try:
             pid = os.posix_spawn(

@@ -48,6 +48,10 @@ OutcomeName: TypeAlias = Literal["completed", "stopped", "failed", "unknown"]
 class Request(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
     """Base of all requests."""
 
+    def __repr__(self) -> str:
+        """A variable or a form may hold a key, and this may end up in a log."""
+        return f"{type(self).__name__}(...)"
+
 
 class Hello(Request, frozen=True, tag="hello"):
     """Asks who answers. `protocol` is the client's; the daemon refuses another major number."""

@@ -13,7 +13,7 @@ Known gap: a changed variable needs a restart of the daemon (`dpipectl reload` k
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
@@ -56,6 +56,11 @@ FIRST_LISTENER = 3
 """Where systemd puts the first socket that it hands over (man 3 sd_listen_fds)."""
 OWN_LISTENER = "made-by-dpiped"
 """The name of a socket that was handed over by a daemon to the one it re-executed itself as."""
+ENVIRONMENT_FOR_TENSORBOARD = (
+    "PATH HOME USER LOGNAME LANG LANGUAGE LC_* TZ TMPDIR LD_LIBRARY_PATH "
+    "PYTHON* VIRTUAL_ENV TENSORBOARD_* TF_*"
+).split()
+"""The same for TensorBoard, which answers whoever reaches its port and needs no key."""
 
 SHORTEST_TOKEN = 16
 """Characters; a shorter one could be guessed."""
@@ -304,13 +309,25 @@ def launcher_candidates(settings: Settings) -> list[str]:
 
 def training_environment(settings: Settings, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The daemon's variables on the allow-list, with the NCCL defaults; not PYTHON* or VIRTUAL_ENV."""
+    return _passed(env, (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)) | settings.training_env
+
+
+def tensorboard_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What TensorBoard gets of the daemon's variables: none that is a secret."""
+    return without_secrets(_passed(env, ENVIRONMENT_FOR_TENSORBOARD))
+
+
+def without_secrets(env: Mapping[str, str]) -> dict[str, str]:
+    """Those whose names don't say that they are secret."""
+    return {name: value for name, value in env.items() if not is_secret(name)}
+
+
+def _passed(env: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
     from fnmatch import fnmatchcase
 
-    patterns = (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)
     passed = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in patterns)}
     # Not even where DIFFPIPE_PASS_ENV is `*`.
-    passed = environment_of_helpers(passed)
-    return passed | settings.training_env
+    return environment_of_helpers(passed)
 
 
 def is_secret(name: str) -> bool:

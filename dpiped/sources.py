@@ -37,6 +37,10 @@ class Wanted(Struct, frozen=True):
     origin: Spec | None = None
     service: bool = False
 
+    def __repr__(self) -> str:
+        """Without what may be secret."""
+        return f"Wanted({self.config or 'a form'})"
+
     def gpus(self, settings: Settings) -> int:
         """How many GPUs the training is to have."""
         return self.num_gpus or (self.form.num_gpus if self.form else None) or settings.num_gpus

@@ -6,7 +6,8 @@ process holds the port and answers HTTP; a port held by somebody else is said, w
 tried again; and it can't outlive the daemon, since the kernel kills it with its parent. A training
 never waits for it.
 
-TensorBoard is a program to be run, not a library here: the daemon does not import it.
+TensorBoard is a program to be run, not a library here: the daemon does not import it. It gets no key of the
+daemon's environment.
 
 Known gap: the holder of the port is named only if the daemon's user may see that process.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from dpiped import limits, messages
-from dpiped.settings import Settings, environment_of_helpers
+from dpiped.settings import Settings, tensorboard_environment
 
 BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 HEALTHY_AFTER = 60.0
@@ -118,7 +119,7 @@ class TensorBoard:
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env=environment_of_helpers(),
+                env=tensorboard_environment(),
                 # Ctrl-C in a terminal is the daemon's to handle, also for this child.
                 start_new_session=True,
             )

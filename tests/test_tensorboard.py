@@ -76,8 +76,11 @@ def write_events(folder: Path, tag: str = "train/loss") -> None:
 
 def test_tensorboard_only_mode_is_ready_and_trains_nothing(board: Workspace) -> None:
     public = "https://pod.example.org/tensorboard/"
-    board.start_daemon(DIFFPIPE_TENSORBOARD_URL=public)
+    keys = {"WANDB_API_KEY": "key-of-the-test", "HF_TOKEN": "token-of-the-test"}
+    board.start_daemon(DIFFPIPE_TENSORBOARD_URL=public, **keys)
     ready = until_ready(board)
+    environment = Path(f"/proc/{child_pid(board)}/environ").read_bytes()
+    assert b"PATH=" in environment and b"-of-the-test" not in environment
     assert (ready["port"], ready["public_url"]) == (int(board.env["DIFFPIPE_PORT"]), public)
     assert public in board.ctl("status")[1]
     assert ready["url"] == f"http://localhost:{board.env['DIFFPIPE_PORT']}/"
