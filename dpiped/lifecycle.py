@@ -162,7 +162,7 @@ def step(state: State, event: Event) -> Step:
     match state, event:
         case Idle(), Start(run):
             return Starting(run), (Spawn(run),)
-        case Idle(), Adopt():
+        case Idle(), Adopt(run, _, stopping) if stopping is None or stopping.run == run:
             return _adopted(event)
         case Starting(run), Launched(launched) if run == launched:
             return Running(run), ()

@@ -219,15 +219,24 @@ def test_an_adopted_stop_whose_deadline_passed_goes_on_down_the_ladder() -> None
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Feeds whatever comes to one machine, beside a naive account of what may be true."""
+    """Feeds whatever comes to one machine, beside a naive account of what may be true.
+
+    Events of runs that are over or never were come too, deadlines pass in any order or are told late, and
+    the daemon may be killed after any event: the next machine adopts what the one before had recorded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.machine = Machine()
         self.now = 0.0
         self.active: str | None = None
+        self.launched_known = False
         self.rung = -1
+        self.recorded: tuple[Rung, float] | None = None
+        self.timer: float | None = None
+        self.made = 0
         self.spawned: list[str] = []
+        self.started: list[str] = []
         self.taken_in: list[str] = []
         self.concluded: list[str] = []
 
@@ -235,82 +244,145 @@ class AnyOrder(RuleBasedStateMachine):
         before = self.machine.state
         try:
             actions = self.machine.feed(event)
-        except NotAllowed:
-            assert self.machine.state == before
+        except NotAllowed as refusal:
+            assert (self.machine.state, refusal.state, refusal.event) == (before, before, event)
             return False
+        kinds = [type(action) for action in actions]
+        assert kinds in ([], [Spawn], [Conclude], [Climb], [Record, Climb], [Record, Await]), (
+            "recorded before it is done"
+        )
         for action in actions:
-            match action:
-                case Spawn(run):
-                    assert isinstance(before, Idle), "spawned beside another run"
-                    self.spawned.append(run)
-                case Conclude(run):
-                    assert run == self.active
-                    self.concluded.append(run)
-                case Climb(run, rung, deadline):
-                    assert run == self.active or isinstance(event, Adopt)
-                    assert RUNGS.index(rung) >= self.rung
-                    if isinstance(event, Stop | Fall):
-                        assert deadline > self.now
-                case Await(run, deadline):
-                    assert isinstance(before, Stopping) and deadline < before.deadline
-                    assert self.machine.state == Stopping(run, before.rung, deadline, LADDER)
-                case Record(run, rung, deadline):
-                    assert self.machine.state == Stopping(run, rung, deadline, LADDER)
+            self.carry_out(before, event, action)
         return True
+
+    def carry_out(self, before: State, event: Event, action: Action) -> None:
+        """What the supervisor does, as far as it can be wrong."""
+        after = self.machine.state
+        match action:
+            case Spawn(run):
+                assert isinstance(before, Idle) and isinstance(event, Start), "spawned beside another run"
+                assert self.concluded == self.taken_in, "spawned before the run before it was concluded"
+                self.spawned.append(run)
+            case Conclude(run):
+                assert run == self.active and after == Idle()
+                self.concluded.append(run)
+                self.timer = self.recorded = None
+            case Climb(run, rung, deadline):
+                assert run == self.active or isinstance(event, Adopt)
+                assert isinstance(after, Stopping)
+                assert (after.run, after.rung, after.deadline) == (run, rung, deadline)
+                assert RUNGS.index(rung) >= self.rung
+                assert deadline > self.now or not isinstance(event, Stop | Fall)
+                self.timer = deadline
+            case Await(run, deadline):
+                assert isinstance(before, Stopping) and isinstance(after, Stopping)
+                assert (after.run, after.rung, after.deadline) == (run, before.rung, deadline)
+                assert deadline < before.deadline
+                self.timer = deadline
+            case Record(run, rung, deadline):
+                assert isinstance(after, Stopping)
+                assert (after.run, after.rung, after.deadline) == (run, rung, deadline)
+                self.recorded = rung, deadline
+
+    def known(self, back: int) -> str:
+        """The run taken in last, one of those before it, or one that never was."""
+        return self.taken_in[-1 - back] if back < len(self.taken_in) else "never"
+
+    def take_in(self, run: str, launched: bool, rung: Rung | None) -> None:
+        self.active, self.launched_known = run, launched
+        self.rung = RUNGS.index(rung) if rung else -1
+        self.taken_in.append(run)
 
     @rule(seconds=st.floats(0.001, 1000))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(run=st.sampled_from("abc"))
-    def start(self, run: str) -> None:
+    @rule()
+    def start(self) -> None:
+        self.made += 1
+        run = f"run{self.made}"
         allowed = self.feed(Start(run))
         assert allowed == (self.active is None)
         if allowed:
-            self.active, self.rung = run, -1
-            self.taken_in.append(run)
+            self.started.append(run)
+            self.take_in(run, False, None)
 
-    @rule(run=st.sampled_from("abc"), launched=st.booleans(), rung=st.none() | st.sampled_from(RUNGS))
-    def adopt(self, run: str, launched: bool, rung: Rung | None) -> None:
-        stop = Stopping(run, rung, self.now + 1, LADDER) if rung else None
+    @rule(
+        launched=st.booleans(),
+        rung=st.none() | st.sampled_from(RUNGS),
+        left=st.floats(-1000, 1000),
+        ladder=st.sampled_from((LADDER, OTHER_LADDER)),
+    )
+    def adopt(self, launched: bool, rung: Rung | None, left: float, ladder: Ladder) -> None:
+        """A run of another daemon; the deadline of its stop may have passed long ago."""
+        self.made += 1
+        run = f"run{self.made}"
+        stop = Stopping(run, rung, self.now + left, ladder) if rung else None
         if self.active is None:
             self.rung = -1
         allowed = self.feed(Adopt(run, launched, stop))
         assert allowed == (self.active is None)
         if allowed:
-            self.active, self.rung = run, RUNGS.index(rung) if rung else -1
-            self.taken_in.append(run)
+            self.take_in(run, launched, rung)
+            self.recorded = (rung, self.now + left) if rung else None
 
-    @rule(run=st.sampled_from("abc"))
-    def launched(self, run: str) -> None:
-        self.feed(Launched(run))
+    @rule(rung=st.sampled_from(RUNGS), back=st.integers(1, 3))
+    def adopt_with_the_stop_of_another_run(self, rung: Rung, back: int) -> None:
+        other = Stopping(self.known(back), rung, self.now + 1, LADDER)
+        assert not self.feed(Adopt("mixed", True, other))
 
-    @rule(rung=st.sampled_from(RUNGS))
-    def stop(self, rung: Rung) -> None:
-        allowed = self.feed(Stop(rung, self.now, LADDER))
+    @precondition(lambda self: self.active is not None)
+    @rule(ladder=st.sampled_from((LADDER, OTHER_LADDER)))
+    def the_daemon_is_killed_and_the_next_one_adopts(self, ladder: Ladder) -> None:
+        assert self.active is not None
+        self.machine, self.timer = Machine(), None
+        stop = Stopping(self.active, *self.recorded, ladder) if self.recorded else None
+        # `carry_out` holds the new machine to the rung of the old one.
+        assert self.feed(Adopt(self.active, self.launched_known, stop))
+
+    @rule(back=st.integers(0, 3))
+    def launched(self, back: int) -> None:
+        run = self.known(back)
+        allowed = self.feed(Launched(run))
+        if allowed:
+            assert run == self.active
+            self.launched_known = True
+        else:
+            assert run != self.active or (self.launched_known and self.rung < 0)
+
+    @rule(rung=st.sampled_from(RUNGS), ladder=st.sampled_from((LADDER, OTHER_LADDER)))
+    def stop(self, rung: Rung, ladder: Ladder) -> None:
+        before = self.machine.state
+        allowed = self.feed(Stop(rung, self.now, ladder))
         assert allowed == (self.active is not None)
         if allowed:
+            after = self.machine.state
+            if isinstance(before, Stopping) and isinstance(after, Stopping) and before.rung == after.rung:
+                assert after.deadline <= before.deadline, "a second stop grants no more time"
             self.rung = max(self.rung, RUNGS.index(rung))
 
     @rule()
     def fall(self) -> None:
+        """At any time: there may be nothing to save into, or a timer of a former state may come late."""
         allowed = self.feed(Fall(self.now))
         assert allowed == (self.rung >= 0)
         if allowed:
             self.rung = min(self.rung + 1, len(RUNGS) - 1)
 
-    @rule(run=st.sampled_from("abc"))
-    def ended(self, run: str) -> None:
-        if self.feed(Ended(run)):
-            assert run == self.active
-            self.active, self.rung = None, -1
+    @precondition(lambda self: self.timer is not None)
+    @rule(late=st.floats(0, 100))
+    def the_deadline_passes(self, late: float) -> None:
+        assert self.timer is not None
+        self.now = max(self.now, self.timer) + late
+        self.fall()
 
-    @precondition(lambda self: self.active is not None)
-    @rule()
-    def the_active_run_ended(self) -> None:
-        assert self.active is not None
-        self.ended(self.active)
-        assert self.active is None
+    @rule(back=st.integers(0, 3))
+    def ended(self, back: int) -> None:
+        run = self.known(back)
+        allowed = self.feed(Ended(run))
+        assert allowed == (run == self.active)
+        if allowed:
+            self.active, self.rung = None, -1
 
     @invariant()
     def agrees_with_the_account(self) -> None:
@@ -319,7 +391,27 @@ class AnyOrder(RuleBasedStateMachine):
         assert (RUNGS.index(state.rung) if isinstance(state, Stopping) else -1) == self.rung
         ended = self.taken_in if self.active is None else self.taken_in[:-1]
         assert self.concluded == ended, "each run is concluded exactly once, in order"
-        assert len(self.spawned) <= len(self.taken_in)
+        assert self.spawned == self.started, "each started run is spawned once, an adopted one never"
+
+    @invariant()
+    def every_stop_goes_on_by_itself(self) -> None:
+        state = self.machine.state
+        if isinstance(state, Stopping):
+            assert self.timer == state.deadline, "a deadline is pending"
+            assert self.recorded is not None and self.recorded[0] == state.rung, "the next daemon knows"
+        else:
+            assert self.timer is None
+
+    def teardown(self) -> None:
+        """Whatever came before, a stop is on the last rung after two deadlines, and its end is the end."""
+        if self.active is None:
+            return
+        self.stop("save", LADDER)
+        for _ in RUNGS[1:]:
+            self.the_deadline_passes(0.0)
+        assert self.rung == RUNGS.index("kill")
+        self.ended(0)
+        assert self.active is None and self.concluded == self.taken_in
 
 
 TestAnyOrder = AnyOrder.TestCase
