@@ -34,9 +34,10 @@ def sort_out(
     rundir.remove_unfinished(runs)
     for name in rundir.names(runs):
         try:
-            if rundir.read(runs / name, Concluded) is None and (
-                found := _look_at(settings, runs / name, conclude)
-            ):
+            if rundir.read(runs / name, Concluded) is not None:
+                # The daemon before may have been killed right after it had written that.
+                rundir.tidy(runs / name)
+            elif found := _look_at(settings, runs / name, conclude):
                 alive.append(found)
         except OSError as error:
             problems.append(f"run {name} can't be looked at: {error}")

@@ -15,6 +15,7 @@ reader sees the whole file or none. The log is the training's own output file.
     exit.json             runner   how it ended; the last thing written
     outcome.json          daemon   the outcome concluded from all of these, so that a list needs no log
     .NAME.N.reserved      daemon   room for a record to come; becomes it, or is removed at the end
+    .NAME.*               both     a file that is being written, or was when its writer was killed
 
 A checkpoint that fills the disk must not take the record of the run's end with it: room for the
 records to come is taken when the directory is made.
@@ -204,9 +205,13 @@ def write(run_dir: Path, record: Struct) -> None:
 def conclude(run_dir: Path, concluded: Concluded) -> None:
     """Writes the last record, and gives back what was reserved for those that never came. Raises OSError."""
     write(run_dir, concluded)
-    for kind in _WRITINGS:
-        for reserve in _reserves(run_dir / _FILES[kind]):
-            reserve.unlink(missing_ok=True)
+    tidy(run_dir)
+
+
+def tidy(run_dir: Path) -> None:
+    """Removes room and half-written files from a run that is over: nobody writes to it any more. Raises OSError."""
+    for path in run_dir.glob(".*"):
+        path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -46,6 +46,12 @@ ENVIRONMENT_FOR_TRAINING = (
 ).split()
 """Names and globs of the daemon's own variables that a training gets (LC_* means all that begin so)."""
 
+ENVIRONMENT_FOR_TENSORBOARD = (
+    "PATH HOME USER LOGNAME LANG LANGUAGE LC_* TZ TMPDIR LD_LIBRARY_PATH "
+    "PYTHON* VIRTUAL_ENV TENSORBOARD_* TF_*"
+).split()
+"""The same for TensorBoard, which answers whoever reaches its port and needs no key."""
+
 OF_THE_SERVICE_MANAGER = (
     "NOTIFY_SOCKET WATCHDOG_USEC WATCHDOG_PID LISTEN_FDS LISTEN_PID LISTEN_FDNAMES MAINPID INVOCATION_ID "
     "JOURNAL_STREAM SYSTEMD_EXEC_PID MANAGERPID"
@@ -56,11 +62,6 @@ FIRST_LISTENER = 3
 """Where systemd puts the first socket that it hands over (man 3 sd_listen_fds)."""
 OWN_LISTENER = "made-by-dpiped"
 """The name of a socket that was handed over by a daemon to the one it re-executed itself as."""
-ENVIRONMENT_FOR_TENSORBOARD = (
-    "PATH HOME USER LOGNAME LANG LANGUAGE LC_* TZ TMPDIR LD_LIBRARY_PATH "
-    "PYTHON* VIRTUAL_ENV TENSORBOARD_* TF_*"
-).split()
-"""The same for TensorBoard, which answers whoever reaches its port and needs no key."""
 
 SHORTEST_TOKEN = 16
 """Characters; a shorter one could be guessed."""
