@@ -14,6 +14,7 @@ SIGKILLed is found by nobody: the session of a dead leader proves nothing, since
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,9 @@ from dpiped.settings import RUN_MARKER
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+EXEC_TAKES = 0.001
+LOOKS_AT_EMPTY = 6
+"""A process that executes a program has no environment for a moment (a fraction of that many seconds)."""
 
 
 class Process(Struct, frozen=True):
@@ -112,18 +116,18 @@ def members(run: str, runner: Identity | None, child: Identity | None) -> list[I
     living = all_processes()
     roots = {who.pid for who in (runner, child) if who and _same(living, who)}
     spared = {os.getpid(), runner.pid if runner and _same(living, runner) else 0}
-    found = {
+    family = {
         pid
         for pid, process in living.items()
-        if pid not in spared
-        and (pid in roots or process.session in roots or _descends(pid, roots, living) or _marked(pid, run))
+        if pid in roots or process.session in roots or _descends(pid, roots, living)
     }
+    found = (family | _marked(living.keys() - family - spared, run)) - spared
     return [Identity(pid, living[pid].start, boot_id()) for pid in sorted(found)]
 
 
 def marked(run: str) -> bool:
     """Is any process with the run's marker alive, the runner included?"""
-    return any(_marked(pid, run) for pid in all_processes() if pid != os.getpid())
+    return bool(_marked(all_processes().keys() - {os.getpid()}, run))
 
 
 def send_all(targets: Iterable[Identity], number: int) -> int:
@@ -170,10 +174,22 @@ def _descends(pid: int, roots: set[int], living: dict[int, Process]) -> bool:
     return False
 
 
-def _marked(pid: int, run: str) -> bool:
+def _marked(pids: Iterable[int], run: str) -> set[int]:
+    """Those with the run's marker in their environment."""
+    marker = f"{RUN_MARKER}={run}".encode()
+    found, unknown = set(), set(pids)
+    for looks in range(LOOKS_AT_EMPTY):
+        if looks and unknown:
+            time.sleep(EXEC_TAKES)
+        environments = {pid: _environment(pid) for pid in unknown}
+        found |= {pid for pid, words in environments.items() if words and marker in words}
+        unknown = {pid for pid, words in environments.items() if words == []}
+    return found
+
+
+def _environment(pid: int) -> list[bytes] | None:
+    """Empty also for a moment, while a program is executed; None for what is gone or another user's."""
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except (OSError, ProcessLookupError):
-        # Gone since the listing, or another user's: then it is not ours either.
-        return False
-    return f"{RUN_MARKER}={run}".encode() in environment.split(b"\0")
+        return [word for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if word]
+    except OSError:
+        return None

@@ -41,6 +41,13 @@ time.sleep(60)
 """
 
 
+RESTLESS = """
+i=0
+while [ $i -lt 500 ]; do i=$((i + 1)); done
+exec /bin/sh -c "$0" "$0"
+"""
+
+
 @contextmanager
 def spawned(
     command: Sequence[str] = (sys.executable, "-c", SLEEPER),
@@ -230,3 +237,11 @@ def test_orphans_come_to_a_subreaper_and_die_with_parent_kills() -> None:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_process_that_executes_one_program_after_the_other_is_found_at_any_moment() -> None:
+    with spawned(("/bin/sh", "-c", RESTLESS, RESTLESS), MARKED) as restless:
+        wait_until(lambda: restless in procs.members(RUN, None, None), "the process")
+        missed = sum(restless not in procs.members(RUN, None, None) for _ in range(200))
+        unmarked = sum(not procs.marked(RUN) for _ in range(100))
+    assert (missed, unmarked) == (0, 0)
