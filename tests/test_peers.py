@@ -31,7 +31,7 @@ from dpiped import daemon, settings, signals
 signals.hold()
 loaded = settings.load()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(daemon.main(loaded))
+sys.exit(daemon.main(loaded, settings.load_service_manager()))
 """
 """The interpreter may lie where nobody else may read."""
 ASK = """
@@ -247,7 +247,7 @@ def test_a_state_directory_that_others_own_is_refused(workspace: Workspace) -> N
         folder.mkdir(exist_ok=True)
         os.chown(folder, NOBODY, NOBODY)
         done = start(workspace)
-        assert done.returncode == 1 and "DIFFPIPE_STATE_DIR" in done.stderr
+        assert done.returncode == 78 and "DIFFPIPE_STATE_DIR" in done.stderr
         assert f"belongs to another user ({NOBODY})" in done.stderr and f"chown 0 {folder}" in done.stderr
         os.chown(folder, 0, 0)
     # Modes alone are mended, with a word to the log.

@@ -60,7 +60,10 @@ class Daemon:
         return len(self._pending)
 
     def close(self) -> None:
-        """Whoever waits is told that the daemon went away."""
+        """Whoever waits is told so."""
+        self._drop(Unreachable("the server is ending"))
+
+    def _drop(self, error: Unreachable) -> None:
         if self._socket is None or self._monitor is None:
             return
         loop = asyncio.get_running_loop()
@@ -72,7 +75,7 @@ class Daemon:
         pending, self._pending = self._pending, {}
         for future in pending.values():
             if not future.done():
-                future.set_exception(WentAway("dpiped went away before it answered"))
+                future.set_exception(error)
 
     async def _exchange(self, request: AnyRequest, timeout: float) -> bytes:
         body = messages.encode(request)
@@ -149,7 +152,7 @@ class Daemon:
         except zmq.Again:
             return
         self._take_in()
-        self.close()
+        self._drop(WentAway("dpiped went away before it answered"))
 
     def _decoded(self, body: bytes) -> AnyReply:
         try:
