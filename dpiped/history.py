@@ -176,6 +176,9 @@ def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:
     launched = rundir.read(folder, Launched)
     concluded = rundir.read(folder, Concluded)
     exit_ = rundir.read(folder, Exit)
+    if concluded is None and not active:
+        # Those are why there is none, if they can't be read.
+        rundir.read(folder, TrainDir), rundir.read(folder, StopAsked)
     state = "running" if active else concluded.outcome if concluded else "unknown"
     return messages.RunSummary(
         id=run,

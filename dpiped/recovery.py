@@ -97,6 +97,9 @@ def _look_at(settings: Settings, folder: Path, conclude: Recorder) -> LiveRun | 
     spec = rundir.read(folder, Spec)
     if spec is None:
         raise RunDamaged("it has no spec.json", field="spec.json")
+    if spec.run != folder.name:
+        # A copy made by hand: what is done to it must not be done to the other one.
+        raise RunDamaged(f"its spec.json is of run {spec.run}", field="spec.json")
     live = LiveRun(settings, spec)
     live.look_for_launch()
     # First without the claim: a runner that has just been spawned must find it free.

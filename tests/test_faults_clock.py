@@ -71,7 +71,7 @@ def test_clock_set_back_and_the_last_run_is_the_last(workspace: Workspace) -> No
 
 
 def test_a_directory_made_after_the_clock_was_set_back_is_found(workspace: Workspace) -> None:
-    # The trainer's clock is the machine's; a daemon whose clock was a day ahead at the start has the same view.
+    # To a daemon whose clock was a day ahead when it began, the trainer's is set back.
     clock = begin(workspace)
     clock.write_text(str(DAY))
     run = workspace.start(workspace.config(until=str(workspace.go), hold=str(workspace.root / "hold")))

@@ -80,7 +80,7 @@ def test_out_of_memory_is_said_in_words(dpiped: Workspace, error: str, code: int
     assert processes_of_run(run) == []
 
 
-def hanging(workspace: Workspace, behaviour: str, timeout: str, **script: object) -> str:
+def hanging(workspace: Workspace, behaviour: str, timeout: str, **script: Any) -> str:
     workspace.start_daemon(DIFFPIPE_HANG_TIMEOUT=timeout, DIFFPIPE_STOP_TIMEOUT="1")
     return workspace.start(workspace.config(behaviour, **script))
 
@@ -155,7 +155,9 @@ def test_machine_rebooted_is_an_unknown_outcome_and_signals_nobody(
         started[who] = {"pid": stranger.pid, "start": now.start, "boot": "another-boot"}
     rewrite(dpiped, run, "started.json", started)
     rewrite(dpiped, run, "stop.json", record(dpiped, run, "stop.json") | {"boot": "another-boot"})
-    (dpiped.runs_dir / run / "output.log").write_text("steps: 2 loss: 1.0 iter time (s): 1.0 samples/sec: 1\n")
+    (dpiped.runs_dir / run / "output.log").write_text(
+        "steps: 2 loss: 1.0 iter time (s): 1.0 samples/sec: 1\n"
+    )
     dpiped.start_daemon()
     status = dpiped.status()
     assert (status["state"], status["last_run"]["id"]) == ("idle", run)

@@ -1,4 +1,4 @@
-"""The real daemon, whose wall clock is as many seconds wrong as the file named first on the command line says.
+"""The real daemon, whose wall clock is wrong by what the file named first on the command line says (seconds).
 
 Setting the machine's clock would set it for everybody.
 """
