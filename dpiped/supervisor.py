@@ -36,7 +36,7 @@ from dpiped.lifecycle import (
 )
 from dpiped.live import LiveRun
 from dpiped.past_curves import PastCurves
-from dpiped.rundir import Concluded, Exit, Spec
+from dpiped.rundir import Exit, Spec
 from dpiped.settings import RUN_MARKER, Settings, training_environment
 from dpiped.silence import HANG_TIMEOUT
 from dpiped.sources import Wanted
@@ -85,6 +85,8 @@ class Supervisor:
             _clear_signal_files(Path(plan.spec.train_dir))
         actions = self.machine.feed(lifecycle.Start(run))
         try:
+            # What could not be removed when a start before this one failed.
+            rundir.remove_unfinished(self.runs)
             rundir.create(plan.run_dir, plan.files, plan.spec)
             launch.publish(plan)
         except BaseException as error:
@@ -296,8 +298,9 @@ class Supervisor:
         # The record, not the live run: a training may have ended already.
         launched = rundir.read(run_dir, rundir.Launched)
         if launched is None:
-            concluded = rundir.read(run_dir, Concluded)
-            why = concluded.reason if concluded else "the runner did not launch it in time"
+            # Not the record of the outcome, which may not have been written.
+            over = self.last if self.last is not None and self.last.id == spec.run else None
+            why = over.reason if over else "the runner did not launch it in time"
             raise LaunchFailed(f"run {spec.run}: {why}", hint=f"see {run_dir}")
         return messages.Started(
             run=spec.run,

@@ -1,18 +1,23 @@
 """A full disk: what was trained is lost, but not how it ended."""
 
+import contextlib
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dpiped import rundir
+from dpipectl.client import Failed
+from dpiped import messages, rundir
 from dpiped.rundir import Exit
 from tests.harness import Workspace, processes_of_run
-from tests.helpers import require, wait_until
+from tests.helpers import TRAINERS, require, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -117,3 +122,72 @@ def test_what_was_reserved_is_given_back(small: Workspace) -> None:
     small.until_ended(run)
     wait_until(lambda: small.status()["state"] == "idle", "the conclusion")
     assert [path.name for path in (small.runs_dir / run).iterdir() if path.name.startswith(".")] == []
+
+
+def failing(workspace: Workspace) -> Path:
+    """A daemon, and runners, whose writes fail as the file returned says."""
+    plan = workspace.root / "plan"
+    command = (sys.executable, str(TRAINERS / "failing_writes.py"), "daemon", str(plan))
+    workspace.start_daemon(*command, DIFFPIPE_STOP_TIMEOUT="5")
+    return plan
+
+
+def try_a_run(workspace: Workspace, config: Path) -> str | None:
+    """Starts a run and stops it once it has made its directory: its id, or None if it is refused in words."""
+    try:
+        started = workspace.ask(messages.Start(str(config)), 30.0)
+    except Failed as failed:
+        assert failed.error.code in ("launch_failed", "invalid"), failed.error
+        assert re.search("No space left on device|Read-only file system", failed.error.message), failed.error
+        wait_until(lambda: workspace.status()["state"] == "idle", "nothing is left of it")
+        return None
+    assert isinstance(started, messages.Started)
+    wait_until(lambda: not (run := workspace.status()["run"]) or run["step"], "it trains")
+    with contextlib.suppress(Failed):
+        workspace.ask(messages.Stop())
+    wait_until(lambda: workspace.status()["state"] == "idle", "its end")
+    last = workspace.status()["last_run"]
+    assert (last["id"], last["outcome"] in ("stopped", "failed", "unknown")) == (started.run, True), last
+    assert processes_of_run(started.run) == []
+    return started.run
+
+
+@pytest.mark.parametrize(
+    ("who", "often", "number", "first"),
+    [
+        ("daemon", "on", errno.ENOSPC, 1),
+        # The writes before the launch are refused alike.
+        ("daemon", "once", errno.EROFS, 20),
+        ("runner", "on", errno.EROFS, 1),
+        ("runner", "once", errno.ENOSPC, 1),
+    ],
+)
+def test_every_write_of_a_runs_life_fails_in_turn(
+    workspace: Workspace, who: str, often: str, number: int, first: int
+) -> None:
+    plan, config = failing(workspace), workspace.config(steps=1_000_000)
+    ran, refused, at = [], 0, first
+    while True:
+        plan.write_text(f"{who} {at} {number} {often} {at}")
+        run = try_a_run(workspace, config)
+        ran += [run] if run else []
+        refused += run is None
+        counted = int((plan.with_name(f"plan.{who}").read_text() or "0").split()[0])
+        plan.unlink()
+        if counted < at:
+            break
+        at += 1
+    assert at > (4 if who == "runner" else 25), "there are so many writes"
+    assert ran and refused
+    # Once there is room, whatever could not be written is, and all works.
+    assert workspace.daemon is not None and workspace.daemon.poll() is None
+    good = try_a_run(workspace, config)
+    assert good is not None and workspace.status()["last_run"]["outcome"] == "stopped"
+
+    def recorded() -> bool:
+        return all((workspace.runs_dir / run / "outcome.json").exists() for run in ran)
+
+    wait_until(recorded, "every outcome is recorded")
+    states = {each["id"]: each["state"] for each in workspace.json("runs", "-n", "1000")}
+    assert set(states) >= {*ran, good} and set(states.values()) <= {"stopped", "failed", "unknown"}
+    assert [path.name for path in workspace.runs_dir.iterdir() if path.name.startswith(".")] == []
