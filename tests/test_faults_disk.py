@@ -191,3 +191,54 @@ def test_every_write_of_a_runs_life_fails_in_turn(
     states = {each["id"]: each["state"] for each in workspace.json("runs", "-n", "1000")}
     assert set(states) >= {*ran, good} and set(states.values()) <= {"stopped", "failed", "unknown"}
     assert [path.name for path in workspace.runs_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_training_that_can_not_print_any_more_has_an_outcome(small: Workspace) -> None:
+    run = small.start(small.config(steps=1_000_000))
+    small.until_step(3)
+    # From here on its own output fails, and so does the traceback about that.
+    fill(small.runs_dir)
+    ended = small.until_ended(run)
+    assert ended["outcome"] == "failed" and ended["exit_code"] not in (None, 0)
+    assert processes_of_run(run) == []
+    (small.runs_dir / "ballast").unlink()
+    assert small.until_ended(small.start(small.config(steps=1)))["outcome"] == "completed"
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """What is opened by this path from now on can't be written; what is open already still can."""
+    for words in (["--bind", str(folder), str(folder)], ["-o", "remount,ro,bind", str(folder)]):
+        done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+        require(done.returncode == 0, f"nothing can be mounted: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        # The daemon's lock may be open in it: nobody finds it any more, and it goes with the daemon.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_read_only_state_directory(workspace: Workspace) -> None:
+    workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT="2")
+    state, config = workspace.root / "diffpipe", workspace.config(steps=1_000_000)
+    first = workspace.start(config)
+    workspace.until_step(2)
+    with read_only(state):
+        # A run that goes on can be followed, by a new daemon too, stopped, and has an outcome.
+        workspace.kill_daemon()
+        workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT="2")
+        assert workspace.status()["run"]["id"] == first
+        assert workspace.ctl("stop")[0] in (0, 1)
+        wait_until(lambda: workspace.status()["state"] == "idle", "the end")
+        status = workspace.status()
+        assert (status["last_run"]["id"], processes_of_run(first)) == (first, [])
+        assert any("Read-only file system" in notice for notice in status["notices"])
+        # Another one is refused in words.
+        error = workspace.json("start", "--config", str(config), code=1)["error"]
+        assert (error["code"], error["field"]) == ("launch_failed", "DIFFPIPE_STATE_DIR")
+        assert "Read-only file system" in error["message"]
+    outcome = workspace.runs_dir / first / "outcome.json"
+    wait_until(outcome.exists, "the outcome is recorded once it can be")
+    wait_until(lambda: "outcome can't be recorded" not in str(workspace.status()["notices"]), "it is told")
+    assert workspace.until_ended(workspace.start(workspace.config(steps=1)))["outcome"] == "completed"
+    assert workspace.end_daemon() == 0
