@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from tests.helpers import wait_until
 JSON = "application/json"
 
 
+PROGRAM = (str(BIN / "dpipectl"),)
 LONG = '{"steps": 1000000}'
 """What the scripted trainer is told where a form says nothing: a run that does not end by itself."""
 
@@ -21,8 +22,11 @@ LONG = '{"steps": 1000000}'
 class Shim:
     """One shim. `get` and `post` check that every answer is JSON, as ControlPilot's page expects."""
 
-    def __init__(self, workspace: Workspace, *words: str, **variables: str) -> None:
+    def __init__(
+        self, workspace: Workspace, *words: str, program: Sequence[str] = PROGRAM, **variables: str
+    ) -> None:
         self.workspace = workspace
+        self.program = program
         self.words = words
         self.port = free_port()
         self.variables = {"DIFFPIPE_HTTP_PORT": str(self.port)} | variables
@@ -33,7 +37,7 @@ class Shim:
     def start(self) -> "subprocess.Popen[bytes]":
         with (self.workspace.root / "serve.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [str(BIN / "dpipectl"), "serve", *self.words],
+                [*self.program, "serve", *self.words],
                 env=self.workspace.env | self.variables,
                 stdout=output,
                 stderr=output,

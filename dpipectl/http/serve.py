@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 
 from dpipectl.http.app import PREFIX, create_app, standalone
 from dpipectl.http.guard import Policy
+from dpipectl.http.patience import Connection
 from dpiped.errors import SettingsError
 from dpiped.settings import AF_UNIX_PATH_LIMIT, HttpSettings, load_http, token_in
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     made = _identity(settings.unix) if settings.unix else None
     config = uvicorn.Config(
         standalone(app),
-        http="httptools",
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan="off",
