@@ -182,6 +182,11 @@ def _training_options(verb: argparse.ArgumentParser) -> None:
 def _resume(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", metavar="RUN", nargs="?", help="which run to go on from (default: the last one)")
     verb.add_argument("--config", metavar="FILE", help="another training TOML (default: the run's own)")
+    verb.add_argument(
+        "--check",
+        action="store_true",
+        help="say what it would go on from, and what differs in the config; starts nothing",
+    )
     _launch_options(verb, "as many as the run had")
     verb.add_argument("--follow", action="store_true", help="show the progress until the run ends")
 
@@ -306,6 +311,7 @@ VERBS: dict[str, tuple[str, Any, str]] = {
         _resume,
         "  dpipectl resume\n"
         "  dpipectl resume 20260131 --config longer.toml --follow\n"
+        "  dpipectl resume last --config longer.toml --check\n"
         "  dpipectl resume last -- --reset_optimizer\n"
         "GPUs, --env and lasting arguments are those of the run; what follows -- goes to train.py as well",
     ),

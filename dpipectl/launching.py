@@ -55,6 +55,13 @@ def resume(options: argparse.Namespace) -> messages.Resume:
     return messages.Resume(options.run, config=config, num_gpus=options.num_gpus, args=args, env=env)
 
 
+def check_resume(options: argparse.Namespace) -> Validate:
+    """The request of `resume --check`. Raises InvalidInput."""
+    wanted = resume(options)
+    run, config = wanted.run or "last", wanted.config
+    return Validate(config=config, num_gpus=wanted.num_gpus, args=wanted.args, env=wanted.env, resume=run)
+
+
 def absolute(path: str) -> str:
     """The daemon has another working directory. pathlib is slow to import, and `status` needs none."""
     from pathlib import Path

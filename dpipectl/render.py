@@ -119,6 +119,30 @@ def findings(found: tuple[messages.FieldError, ...]) -> str:
     )
 
 
+def changes(run: str | None, found: tuple[messages.Difference, ...]) -> str:
+    """What is different in the config, a line each."""
+    lines = [f"different from run {run}:"]
+    for each in found:
+        before, after = ("(not set)" if text is None else _short(text) for text in (each.before, each.after))
+        lines.append(f"  {each.file:8}  {each.key}: {before} → {after}")
+    return "\n".join(lines)
+
+
+def resumable(reply: messages.Validated) -> str:
+    """What a resume would do, or what is wrong."""
+    if reply.findings:
+        return findings(reply.findings)
+    different = changes(reply.resumed_from, reply.changes) if reply.changes else "no difference in the config"
+    warnings = (f"warning: {text}" for text in reply.warnings)
+    head = f"it would go on from {reply.checkpoint} of run {reply.resumed_from}; nothing was started"
+    return "\n".join((different, *warnings, head))
+
+
+def _short(text: str) -> str:
+    """A value may be a whole list of folders."""
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
 def duration(seconds: float) -> str:
     """1:02:03 or 2:03."""
     whole = max(round(seconds), 0)

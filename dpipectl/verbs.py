@@ -50,7 +50,19 @@ def validate(client: Client, options: argparse.Namespace) -> int:
 def resume(client: Client, options: argparse.Namespace) -> int:
     from dpipectl import launching
 
+    if options.check:
+        return _check_resume(client, options)
     return _started(client, options, _ask(client, launching.resume(options), messages.Started, wait=90.0))
+
+
+def _check_resume(client: Client, options: argparse.Namespace) -> int:
+    from dpipectl import launching
+
+    reply = _ask(client, launching.check_resume(options), messages.Validated, wait=30.0)
+    document = msgspec.to_builtins(reply)
+    del document["type"]
+    _show(options, {"ok": not reply.findings} | document, lambda: _render().resumable(reply))
+    return cli.EXIT_INVALID if reply.findings else cli.EXIT_OK
 
 
 def serve(_: Client, options: argparse.Namespace) -> int:
@@ -242,8 +254,10 @@ def _until_ended(client: Client, run: str) -> messages.RunReply:
 
 def _started_text(reply: messages.Started) -> str:
     again = f", resumed from {reply.resumed_from}" if reply.resumed_from else ""
+    again += f" at {reply.checkpoint}" if reply.checkpoint else ""
+    changes = f"{_render().changes(reply.resumed_from, reply.changes)}\n" if reply.changes else ""
     warnings = "".join(f"\nwarning: {text}" for text in reply.warnings)
-    return f"started run {reply.run} (pid {reply.pid}){again}{warnings}"
+    return f"{changes}started run {reply.run} (pid {reply.pid}){again}{warnings}"
 
 
 def _ended_text(reply: messages.RunReply) -> str:

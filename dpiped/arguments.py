@@ -20,6 +20,7 @@ from dpiped.errors import InvalidInput
 FIELD = "args"
 RESUME = "--resume_from_checkpoint"
 PORT = "--master_port"
+RESET_OPTIMIZER = "--reset_optimizer"
 OURS = frozenset(("--config", "--local_rank"))
 """Given by the daemon or the launcher; a second one would win."""
 LASTING = frozenset(("--trust_cache", "--i_know_what_i_am_doing"))

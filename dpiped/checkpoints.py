@@ -2,22 +2,48 @@
 
 Why: train.py names it after the second it is made in and never prints that name. Taking "the newest
 folder in output_dir" is how a resume starts from another run's checkpoint or from none. Here the
-directory is recognised by its copy of our snapshot, and a checkpoint counts only when it is whole.
+directory is recognised by its copy of our snapshot, and a checkpoint counts only when it is whole
+(wholeness.py).
 
-Known gap: files are checked for being there and not empty, not for their content.
+train.py loads what DeepSpeed's `latest` names. Where that is not whole, the newest whole one before it is
+found. "Newest" goes by the step in the name, and no further than what `latest` names. Not by time: a copy
+on another machine, which is where cut-off files come from, gives all folders the time of the copying, in
+any order. The steps of one directory never begin anew, since a resume takes the count from the checkpoint.
+Only somebody who goes back by hand leaves folders of higher steps behind, of a training that was given up;
+`latest`, which is written with every checkpoint, names a lower one then.
+
+Known gap: after such a step back, a folder of the training given up that has a lower step than `latest` may
+be taken, if what `latest` names is spoilt as well.
 """
 
+import os
 import re
+import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from msgspec import Struct
+
+from dpiped import wholeness
 from dpiped.configs import is_marked
 from dpiped.errors import InvalidInput
 from dpiped.rundir import TRAINING_TOML
 
-_TAG = re.compile(r"[\w.-]{1,200}")
+LATEST = "latest"
+_TAG = re.compile(r"(?!\.{1,2}$)[\w.-]{1,200}")
 _STEP_TAG = re.compile(r"global_step(\d{1,15})", re.ASCII)
 SIGNAL_FILES = ("save", "save_quit")
+
+
+class Found(Struct, frozen=True):
+    """The whole checkpoint to go on from, if there is one.
+
+    `why` says what is wrong with the one that `latest` names; None if it is that one.
+    """
+
+    tag: str | None
+    why: str | None = None
 
 
 def find_train_dir(output_dir: Path, run: str, since: float) -> Path | None:
@@ -41,10 +67,26 @@ def _changed(path: Path) -> float:
 def latest_tag(train_dir: Path) -> str | None:
     """What DeepSpeed's `latest` names; None if there is none, or if it is no checkpoint's name."""
     try:
-        text = (train_dir / "latest").read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        return _latest(train_dir)[0]
+    except OSError:
         return None
-    return text if _TAG.fullmatch(text) else None
+
+
+def _latest(train_dir: Path) -> tuple[str | None, str]:
+    """What `latest` names, or why it names nothing. Raises OSError if it is there and can't be read."""
+    try:
+        # A pipe of that name would keep us waiting, and a larger file is no `latest`.
+        handle = os.open(train_dir / LATEST, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, "`latest` is missing"
+    try:
+        text = os.read(handle, 1024) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+    finally:
+        os.close(handle)
+    name = text.decode(errors="replace").strip()
+    if not name:
+        return None, "`latest` is empty"
+    return (name, "") if _TAG.fullmatch(name) else (None, "`latest` does not hold a checkpoint's name")
 
 
 def step_of(tag: str | None) -> int | None:
@@ -64,41 +106,121 @@ def age(train_dir: Path) -> float | None:
 def complete_checkpoint(train_dir: Path) -> str | None:
     """The tag that `latest` names, if its folder is whole; that is the one DeepSpeed would load."""
     tag = latest_tag(train_dir)
-    if tag is None:
-        return None
     try:
-        files = [path for path in (train_dir / tag).iterdir() if path.is_file()]
-        whole = all(path.stat().st_size > 0 for path in files)
+        return tag if tag is not None and _flaw(train_dir, tag, 1) is None else None
     except OSError:
         return None
-    return tag if whole and any(path.name.startswith("mp_rank_") for path in files) else None
 
 
-def require_checkpoint(train_dir: Path, field: str) -> str:
-    """The tag to resume from. Raises InvalidInput that says what is wrong with the folder."""
-    if not train_dir.is_dir():
+def look(train_dir: Path, stages: int = 1) -> Found:
+    """The newest whole checkpoint, of at least `stages` pipeline stages. Raises OSError if it can't look."""
+    named, why = _latest(train_dir)
+    tags = _tags(train_dir)
+    if named is not None:
+        wrong = _flaw(train_dir, named, stages)
+        if wrong is None:
+            return Found(named)
+        why = f"`latest` names {named}, which is not whole ({wrong})"
+    elif not tags:
+        return Found(None, "it holds no checkpoint")
+    limit = step_of(named)
+    for step, tag in sorted(tags, reverse=True):
+        if tag != named and (limit is None or step < limit) and _flaw(train_dir, tag, stages) is None:
+            return Found(tag, why)
+    return Found(None, f"{why}, and no other checkpoint in it is whole" if len(tags) > 1 else why)
+
+
+def newest_whole(train_dir: Path) -> str | None:
+    """The tag of the newest whole checkpoint, for showing it; None also if it can't be looked at."""
+    try:
+        return look(train_dir).tag
+    except OSError:
+        return None
+
+
+def _tags(train_dir: Path) -> list[tuple[int, str]]:
+    """(step, name) of every folder that is named like a checkpoint; links to one count."""
+    with os.scandir(train_dir) as entries:
+        found = [(step_of(entry.name), entry.name) for entry in entries if entry.is_dir()]
+    return [(step, name) for step, name in found if step is not None]
+
+
+def _flaw(train_dir: Path, tag: str, stages: int) -> str | None:
+    """What is wrong with that checkpoint. Raises OSError.
+
+    The model's layers stay the same, so the checkpoint before it, else the one after it, tells them.
+    """
+    step = step_of(tag)
+    others = [each for each in _tags(train_dir) if each[1] != tag]
+    before = [each for each in others if step is not None and each[0] < step]
+    beside = max(before) if before else min(others, default=None)
+    expected = wholeness.layers(train_dir / beside[1]) if beside else frozenset()
+    return wholeness.flaw(train_dir / tag, stages, expected)
+
+
+def require_checkpoint(train_dir: Path, field: str, stages: int = 1) -> Found:
+    """What to resume from; there is a tag. Raises InvalidInput that says what is wrong with the folder."""
+    try:
+        if not train_dir.is_dir():
+            raise InvalidInput(
+                f"{field}: there is no folder {train_dir.name!a}", field=field, hint=f"looked for {train_dir}"
+            )
+        found = look(train_dir, stages)
+    except OSError as error:
+        name = Path(error.filename).name if isinstance(error.filename, str) else train_dir.name
         raise InvalidInput(
-            f"{field}: there is no folder {train_dir.name!a}", field=field, hint=f"looked for {train_dir}"
-        )
-    tag = complete_checkpoint(train_dir)
-    if tag is None:
-        named = latest_tag(train_dir)
-        what = f"`latest` names {named}, which is not whole" if named else "it holds no checkpoint"
+            f"{field}: {train_dir.name} can't be resumed: {name} can't be read: {error.strerror}",
+            field=field,
+            hint="the daemon and the training run as the same user, who has to be allowed to read it",
+        ) from error
+    if found.tag is None:
         raise InvalidInput(
-            f"{field}: {train_dir.name} can't be resumed: {what}",
+            f"{field}: {train_dir.name} can't be resumed: {found.why}",
             field=field,
             hint="set checkpoint_every_n_minutes or use `dpipectl save`; a run without one starts anew",
         )
-    return tag
+    return found
 
 
-def newest_resumable(output_dir: Path) -> Path | None:
-    """The folder in `output_dir` whose whole checkpoint was written last; other entries don't count."""
+def newest_resumable(output_dir: Path, stages: int = 1) -> tuple[Path | None, tuple[Path, ...]]:
+    """The folder in `output_dir` with a whole checkpoint that was written to last; and those passed over.
+
+    Passed over is one that was written to later, if no checkpoint in it is whole.
+    """
+    passed: list[Path] = []
+    for folder in _by_time(output_dir):
+        try:
+            if look(folder, stages).tag is not None:
+                return folder, tuple(passed)
+            broken = bool(_tags(folder))
+        except OSError:
+            broken = True
+        passed += [folder] if broken else []
+    return None, tuple(passed)
+
+
+def _by_time(output_dir: Path) -> Iterator[Path]:
+    """Its folders that hold `latest` or checkpoints, the one that was written to last first."""
     try:
-        folders = [path for path in output_dir.iterdir() if path.is_dir() and complete_checkpoint(path)]
+        folders = [path for path in output_dir.iterdir() if path.is_dir()]
     except OSError:
-        return None
-    return max(folders, key=lambda path: (path / "latest").stat().st_mtime, default=None)
+        return
+    times = {path: _written(path) for path in folders}
+    yield from sorted(
+        (path for path in folders if times[path] > 0), key=lambda path: times[path], reverse=True
+    )
+
+
+def _written(folder: Path) -> float:
+    """When the last checkpoint was written; 0 for a folder without one."""
+    try:
+        return (folder / LATEST).stat().st_mtime
+    except OSError:
+        pass
+    try:
+        return max(((folder / name).stat().st_mtime for _, name in _tags(folder)), default=0.0)
+    except OSError:
+        return 0.0
 
 
 def clear_signal_files(train_dir: Path) -> None:

@@ -81,7 +81,7 @@ def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
         run_dir=str(folder),
         output_dir=spec.output_dir,
         train_dir=str(train_dir) if train_dir else None,
-        checkpoint=checkpoints.complete_checkpoint(train_dir) if train_dir else None,
+        checkpoint=checkpoints.newest_whole(train_dir) if train_dir else None,
         peak_memory_bytes=exit_.peak_memory_bytes if exit_ else None,
         env=spec.env,
         form=spec.form,
@@ -141,7 +141,7 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     progress.finish()
     records = rundir.read(folder, Exit), rundir.read(folder, StopAsked)
     train_dir = train_directory(folder, spec)
-    on_disk = checkpoints.complete_checkpoint(train_dir) if train_dir else None
+    on_disk = checkpoints.newest_whole(train_dir) if train_dir else None
     return conclude(*records, progress.snapshot(), spec.completes, on_disk)
 
 

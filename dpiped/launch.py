@@ -25,7 +25,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import dpiped
-from dpiped import arguments, checkpoints, configs, forms, paths, redaction, rundir, sources
+from dpiped import (
+    arguments,
+    checkpoints,
+    configs,
+    forms,
+    paths,
+    readying,
+    redaction,
+    rundir,
+    sources,
+    wholeness,
+)
 from dpiped.configs import Config
 from dpiped.errors import InvalidInput, NotInstalled
 from dpiped.rundir import TRAINING_TOML, Spec
@@ -48,7 +59,7 @@ _SECONDS = "%Y%m%d-%H%M%S"
 class Plan(Struct, frozen=True):
     """A run, ready to be written and spawned. `environment` is complete and never written down.
 
-    `publish` and `warnings` are those of `sources.Setup`.
+    `publish` and `warnings` are those of `sources.Setup`; `resume` is where it goes on from.
     """
 
     spec: Spec
@@ -57,10 +68,20 @@ class Plan(Struct, frozen=True):
     run_dir: Path
     publish: dict[Path, bytes] = {}
     warnings: tuple[str, ...] = ()
+    resume: "Resume | None" = None
 
     def __repr__(self) -> str:
         """Without the files: a key may stand in one."""
         return f"Plan({self.spec.run})"
+
+
+class Resume(Struct, frozen=True):
+    """The folder and the whole checkpoint in it. `repoint`: `latest` names another one, so far."""
+
+    train_dir: Path
+    tag: str
+    repoint: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def make(settings: Settings, wanted: Wanted) -> Plan:
@@ -77,14 +98,15 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     for path in asked.paths:
         paths.confine(str(path), arguments.FIELD, roots, train_py.parent)
     in_form = wanted.form.resume_from_checkpoint if wanted.form else False
-    train_dir = _resume_from(config, wanted.resume or asked.resume or in_form or config.resume, roots)
+    stages = None if arguments.RESET_OPTIMIZER in asked.words else config.data.get("pipeline_stages", 1)
+    resume = _resume_from(config, wanted.resume or asked.resume or in_form or config.resume, roots, stages)
     port = asked.master_port or _free_port()
     run = new_id(settings.state_dir / "runs", time.time())
     run_dir = settings.state_dir / "runs" / run
     environment = _environment(settings, wanted, launcher, run)
     argv = [str(launcher), _devices(environment, num_gpus), f"--master_port={port}"]
     argv += [train_py.name, "--deepspeed", "--config", str(run_dir / TRAINING_TOML)]
-    argv += [arguments.PORT, str(port), *([arguments.RESUME, train_dir.name] if train_dir else [])]
+    argv += [arguments.PORT, str(port), *([arguments.RESUME, resume.train_dir.name] if resume else [])]
     spec = Spec(
         run=run,
         created=time.time(),
@@ -103,20 +125,33 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
         completes=asked.completes,
         service=wanted.service,
         resumed_from=wanted.origin.run if wanted.origin else None,
-        train_dir=str(train_dir) if train_dir else None,
+        train_dir=str(resume.train_dir) if resume else None,
+        checkpoint=resume.tag if resume else None,
         master_port=port,
     )
     if same := _same_config(settings, source.path, wanted.origin):
         spec = replace(spec, source=same.source, digest=same.digest, form=same.form)
     files = configs.snapshot(config, run, run_dir, _key(config, source.key, environment))
-    return Plan(spec, files, environment, run_dir, setup.publish, setup.warnings)
+    warnings = (*setup.warnings, *(resume.warnings if resume else ()))
+    return Plan(spec, files, environment, run_dir, setup.publish, warnings, resume)
 
 
 def publish(plan: Plan) -> None:
-    """Writes a form's files where it asked for them; no key is in them. Raises InvalidInput.
+    """Writes what lies outside of the run's directory, which goes with the error if that fails.
 
-    The run's directory, which is not needed then, goes with the error.
+    A form's files where it asked for them, without a key; then `latest`, if it names another checkpoint
+    than the one to go on from. Raises InvalidInput.
     """
+    try:
+        _publish(plan)
+        if plan.resume is not None and plan.resume.repoint:
+            readying.name_in_latest(plan.resume.train_dir, plan.resume.tag)
+    except InvalidInput:
+        shutil.rmtree(plan.run_dir, ignore_errors=True)
+        raise
+
+
+def _publish(plan: Plan) -> None:
     try:
         for path in plan.publish:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +160,6 @@ def publish(plan: Plan) -> None:
         for path, data in plan.publish.items():
             rundir.replace_file(path, data, 0o644)
     except OSError as error:
-        shutil.rmtree(plan.run_dir, ignore_errors=True)
         raise InvalidInput(
             f"config_dir: the config files can't be written there: {error.strerror}", field="config_dir"
         ) from error
@@ -219,26 +253,49 @@ def _check_stages(config: Config, num_gpus: int) -> None:
         )
 
 
-def _resume_from(config: Config, resume: Path | bool | str, roots: tuple[Path, ...]) -> Path | None:
-    """The folder to resume from, whole checkpoint and all; None for a fresh start."""
+def _resume_from(
+    config: Config, resume: Path | bool | str, roots: tuple[Path, ...], stages: int | None
+) -> Resume | None:
+    """The folder to resume from, whole checkpoint and all; None for a fresh start.
+
+    `stages` is None where the optimizer's state, which is written by stage, is not loaded.
+    """
     field = "resume_from_checkpoint"
     if resume is False:
         return None
+    passed: tuple[Path, ...] = ()
     if resume is True:
-        newest = checkpoints.newest_resumable(config.output_dir)
+        newest, passed = checkpoints.newest_resumable(config.output_dir, stages or 1)
         if newest is None:
+            spoilt = f"; none is whole in {passed[0].name}" if passed else ""
             raise InvalidInput(
-                f"{field}: no folder in output_dir holds a whole checkpoint",
+                f"{field}: no folder in output_dir holds a whole checkpoint{spoilt}",
                 field=field,
                 hint=f"output_dir is {config.output_dir}",
             )
-        return paths.confine(str(newest), field, roots)
-    folder = paths.confine(str(resume), field, roots, config.output_dir)
+        folder = paths.confine(str(newest), field, roots)
+    else:
+        folder = paths.confine(str(resume), field, roots, config.output_dir)
     if folder.parent != config.output_dir:
         text = f"{field}: {str(resume)!a:.300} is no folder in output_dir"
         raise InvalidInput(text, field=field, hint=f"output_dir is {config.output_dir}")
-    checkpoints.require_checkpoint(folder, field)
-    return folder
+    found = checkpoints.require_checkpoint(folder, field, stages or 1)
+    assert found.tag is not None
+    _check_written_by(folder / found.tag, stages)
+    warnings = [f"{each.name} is newer, but holds no whole checkpoint" for each in passed]
+    warnings += [f"{found.why}; going on from {found.tag}"] if found.why else []
+    return Resume(folder, found.tag, found.why is not None, tuple(warnings))
+
+
+def _check_written_by(checkpoint: Path, stages: int | None) -> None:
+    """DeepSpeed would load the first stage's optimizer state into every stage."""
+    written = wholeness.stages_of(checkpoint)
+    if stages is not None and written != stages:
+        raise InvalidInput(
+            f"pipeline_stages = {stages}, and {checkpoint.name} was written by {written} stages",
+            field="pipeline_stages",
+            hint=f"`-- {arguments.RESET_OPTIMIZER}` goes on with the weights alone",
+        )
 
 
 def _free_port() -> int:

@@ -93,7 +93,8 @@ class StartForm(Request, frozen=True, tag="start_form"):
 class Validate(Request, frozen=True, tag="validate"):
     """Checks what a start would check, and whether the model files are there. Starts and writes nothing.
 
-    Takes one of `form` and `config`.
+    Takes one of `form` and `config`. With `resume`, a run, it checks what a `resume` of it would: with that
+    `config`, or none.
     """
 
     form: Form | None = None
@@ -101,6 +102,7 @@ class Validate(Request, frozen=True, tag="validate"):
     num_gpus: Gpus | None = None
     args: tuple[Text, ...] = ()
     env: Variables = {}
+    resume: RunName | None = None
 
 
 class FindMissing(Request, frozen=True, tag="missing"):
@@ -375,7 +377,9 @@ class Status(Reply, frozen=True, tag="status"):
 class Started(Reply, frozen=True, tag="started"):
     """`pid` is the launcher's, `config` the snapshot that it was launched with.
 
-    `written` is the training TOML that a form was written to; `warnings` are what will probably fail.
+    `written` is the training TOML that a form was written to; `warnings` are what will probably fail, and
+    what was done so that it does not. A run that is resumed goes on from `checkpoint`; `changes` are what is
+    different in its config.
     """
 
     run: str
@@ -384,12 +388,21 @@ class Started(Reply, frozen=True, tag="started"):
     resumed_from: str | None = None
     written: str | None = None
     warnings: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    changes: "tuple[Difference, ...]" = ()
 
 
 class Validated(Reply, frozen=True, tag="validated"):
-    """`findings` are all that is wrong; none: a start would be accepted and the files it names are there."""
+    """`findings` are all that is wrong; none: a start would be accepted and the files it names are there.
+
+    The others are those of `Started`, for a resume.
+    """
 
     findings: tuple[FieldError, ...]
+    resumed_from: str | None = None
+    checkpoint: str | None = None
+    warnings: tuple[str, ...] = ()
+    changes: "tuple[Difference, ...]" = ()
 
 
 class MissingPath(Struct, frozen=True):

@@ -1,20 +1,36 @@
 """From "go on from that run" to a start with an explicit folder.
 
-Why: train.py's own resume takes the last name in `output_dir`, which may be a stray file, another
-tool's folder or another run. Here the run is named, its directory is the one that was recognised as
-its own, and the checkpoint in it is known to be whole before anything is started. And it goes on as it
-began: on as many GPUs (or the global batch would be another one), in the same environment.
+Why: train.py's own resume takes the last name in `output_dir`, which may be a stray file, another tool's
+folder or another run. Here the run is named, its directory is the one that was recognised as its own, and
+the checkpoint in it is known to be whole before anything is started. And it goes on as it began: on as many
+GPUs (or the global batch would be another one), in the same environment. What is different in the config
+this time is told, since a resume with another one is easily another training.
 
-Known gap: the differences between the old config and a new one are not shown.
+Known gap: of the files for evaluation, and of arguments and variables, no difference is told. Which run
+wrote to a folder that was named by itself is looked for among the newest runs only.
 """
 
 from pathlib import Path
 
-from dpiped import arguments, checkpoints, history, messages, rundir
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dpiped import arguments, checkpoints, history, messages, rundir, snapshots
 from dpiped.errors import InvalidInput, RunDamaged
+from dpiped.launch import Plan
 from dpiped.redaction import HIDDEN
 from dpiped.rundir import Concluded, Spec
 from dpiped.sources import Wanted
+
+RUNS_LOOKED_AT = 200
+"""Runs, newest first, among which one that wrote to a folder is looked for."""
+
+
+class Traced(Struct, frozen=True):
+    """A plan that knows which run it goes on from, and what is different in its config."""
+
+    plan: Plan
+    changes: tuple[messages.Difference, ...] = ()
 
 
 def plan(runs: Path, request: messages.Resume) -> Wanted:
@@ -29,7 +45,13 @@ def plan(runs: Path, request: messages.Resume) -> Wanted:
         raise InvalidInput(
             f"run {name} can't be resumed: it ended before train.py made a directory", field="run"
         )
-    checkpoints.require_checkpoint(train_dir, "run")
+    try:
+        checkpoints.require_checkpoint(train_dir, "run")
+    except InvalidInput as error:
+        other = _another(runs, spec, train_dir)
+        if other is not None:
+            error.hint = other
+        raise
     concluded = rundir.read(folder, Concluded)
     if request.config is None and concluded is not None and concluded.outcome == "completed":
         raise InvalidInput(
@@ -45,6 +67,49 @@ def plan(runs: Path, request: messages.Resume) -> Wanted:
         resume=train_dir,
         origin=spec,
     )
+
+
+def trace(runs: Path, plan: Plan) -> Traced:
+    """Finds the run, if it is not named, and compares. What hinders the comparison becomes a warning."""
+    if plan.resume is None:
+        return Traced(plan)
+    origin = plan.spec.resumed_from or _writer(runs, plan.resume.train_dir)
+    if origin is None:
+        return Traced(plan)
+    plan = replace(plan, spec=replace(plan.spec, resumed_from=origin))
+    try:
+        return Traced(plan, snapshots.changes(runs, origin, plan.files))
+    except (RunDamaged, InvalidInput) as error:
+        text = f"what is different from run {origin} is not known: {error.field} can't be read"
+        return Traced(replace(plan, warnings=(*plan.warnings, text)))
+
+
+def _writer(runs: Path, train_dir: Path) -> str | None:
+    """The newest run that wrote to that folder."""
+    for name in rundir.names(runs)[:RUNS_LOOKED_AT]:
+        try:
+            spec = rundir.read(runs / name, Spec)
+            if spec is not None and history.train_directory(runs / name, spec) == train_dir:
+                return name
+        except RunDamaged:
+            continue
+    return None
+
+
+def _another(runs: Path, spent: Spec, train_dir: Path) -> str | None:
+    """Says which other run of the same output_dir can be resumed, the newest of them."""
+    for name in rundir.names(runs)[:RUNS_LOOKED_AT]:
+        try:
+            spec = rundir.read(runs / name, Spec)
+            if spec is None or spec.output_dir != spent.output_dir:
+                continue
+            folder = history.train_directory(runs / name, spec)
+        except RunDamaged:
+            continue
+        tag = checkpoints.newest_whole(folder) if folder not in (None, train_dir) else None
+        if tag is not None:
+            return f"run {name}, which wrote to the same output_dir, has {tag}: dpipectl resume {name}"
+    return None
 
 
 def _environment(spec: Spec, request: messages.Resume) -> dict[str, str]:

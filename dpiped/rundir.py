@@ -72,7 +72,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     """What the run is. `args` are those of `argv` that the user gave to train.py.
 
     `env` is what was added to the daemon's allow-list, secrets blanked out; `form` what the config was
-    generated from, its key hidden. `holds_key`: the config is launched with a key in it.
+    generated from, its key hidden. `holds_key`: the config is launched with a key in it. `checkpoint` is
+    where a run goes on from.
     """
 
     run: str
@@ -93,6 +94,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     service: bool = False
     resumed_from: str | None = None
     train_dir: str | None = None
+    checkpoint: str | None = None
     master_port: Number = 0
 
     def __post_init__(self) -> None:

@@ -40,10 +40,21 @@ def compare(settings: Settings, runs: Path, run: str, form: Form) -> messages.Co
     # A key is not compared, so it need not be there.
     key = {sources.WANDB_KEY: redaction.HIDDEN}
     after = sources.make_files(settings, Wanted(form=form, env=key))
-    training = tomllib.loads(before.training_toml), masking.masked(tomllib.loads(after.training_toml))
-    dataset = tomllib.loads(before.dataset_toml), masking.masked(tomllib.loads(after.dataset_toml))
-    found = [each for each in differences("training", *training) if not NOT_COMPARED.fullmatch(each.key)]
-    return messages.Compared(run, (*found, *differences("dataset", *dataset)))
+    return messages.Compared(run, _compared(before, after.training_toml, after.dataset_toml))
+
+
+def changes(runs: Path, run: str, files: dict[str, bytes]) -> tuple[messages.Difference, ...]:
+    """What is different in the snapshot of a new run. Raises RunDamaged, InvalidInput."""
+    training, dataset = (files[name].decode() for name in (rundir.TRAINING_TOML, rundir.DATASET_TOML))
+    return _compared(texts(runs, run), redaction.hide(training), dataset)
+
+
+def _compared(before: messages.ConfigTexts, training: str, dataset: str) -> tuple[messages.Difference, ...]:
+    """Both sides without their secrets; `training` has no key any more."""
+    old, new = tomllib.loads(before.training_toml), masking.masked(tomllib.loads(training))
+    found = [each for each in differences("training", old, new) if not NOT_COMPARED.fullmatch(each.key)]
+    old, new = tomllib.loads(before.dataset_toml), masking.masked(tomllib.loads(dataset))
+    return (*found, *differences("dataset", old, new))
 
 
 def differences(

@@ -18,9 +18,20 @@ from pathlib import Path
 
 import msgspec
 
-from dpiped import checkpoints, ending, launch, lifecycle, messages, procs, recovery, rundir, saving
+from dpiped import (
+    ending,
+    launch,
+    lifecycle,
+    messages,
+    procs,
+    readying,
+    recovery,
+    resume,
+    rundir,
+    saving,
+)
 from dpiped.aside import Aside
-from dpiped.errors import InvalidInput, LaunchFailed, Refused, RunDamaged
+from dpiped.errors import LaunchFailed, Refused, RunDamaged
 from dpiped.lifecycle import (
     Adopt,
     Await,
@@ -73,17 +84,37 @@ class Supervisor:
         self._unrecorded = ending.Unrecorded(self.notice, self.withdraw)
         self._polls: dict[asyncio.Timeout, None] = {}
         """Those of clients that wait, the oldest first."""
+        self._starting = asyncio.Lock()
 
     # --- what clients ask for
 
     async def start(self, wanted: Wanted) -> messages.Started:
         """Starts a run and waits until its launcher runs. Raises Refused, InvalidInput, LaunchFailed."""
-        self.require_idle()
-        plan = launch.make(self.settings, wanted)
-        run = plan.spec.run
-        if plan.spec.train_dir is not None:
-            _clear_signal_files(Path(plan.spec.train_dir))
-        actions = self.machine.feed(lifecycle.Start(run))
+        # One after the other: two must not make the same directory ready.
+        async with self._starting:
+            self.require_idle()
+            # In threads, since a folder to resume from may lie on a slow disk.
+            traced = await asyncio.to_thread(
+                lambda: resume.trace(self.runs, launch.make(self.settings, wanted))
+            )
+            plan, warnings = traced.plan, traced.plan.warnings
+            if plan.resume is not None:
+                warnings += await asyncio.to_thread(readying.clear, plan.resume.train_dir)
+            self.require_idle()
+            actions = self.machine.feed(lifecycle.Start(plan.spec.run))
+            self._write(plan)
+            for text in warnings:
+                log.warning("run %s: %s", plan.spec.run, text)
+            self._environment = plan.environment
+            self._follow_run(LiveRun(self.settings, plan.spec))
+            self._act(actions)
+        await self.announce()
+        started = await self._launched(plan.spec, plan.run_dir)
+        written = plan.spec.source if plan.publish else None
+        return msgspec.structs.replace(started, written=written, warnings=warnings, changes=traced.changes)
+
+    def _write(self, plan: launch.Plan) -> None:
+        """All that a start writes, `latest` last. Raises LaunchFailed, InvalidInput."""
         try:
             # What could not be removed when a start before this one failed.
             rundir.remove_unfinished(self.runs)
@@ -91,7 +122,7 @@ class Supervisor:
             launch.publish(plan)
         except BaseException as error:
             # Whatever went wrong, nothing was started.
-            self.machine.feed(Ended(run))
+            self.machine.feed(Ended(plan.spec.run))
             if not isinstance(error, OSError):
                 raise
             raise LaunchFailed(
@@ -99,13 +130,6 @@ class Supervisor:
                 field="DIFFPIPE_STATE_DIR",
                 hint=f"it was to be {plan.run_dir}",
             ) from error
-        self._environment = plan.environment
-        self._follow_run(LiveRun(self.settings, plan.spec))
-        self._act(actions)
-        await self.announce()
-        started = await self._launched(plan.spec, plan.run_dir)
-        written = plan.spec.source if plan.publish else None
-        return msgspec.structs.replace(started, written=written, warnings=plan.warnings)
 
     def require_idle(self) -> None:
         """Raises Refused while a run is active, or once the daemon is ending."""
@@ -307,6 +331,7 @@ class Supervisor:
             pid=launched.child.pid,
             config=str(run_dir / rundir.TRAINING_TOML),
             resumed_from=spec.resumed_from,
+            checkpoint=spec.checkpoint,
         )
 
     # --- carrying out the machine's actions
@@ -379,16 +404,6 @@ DOES: dict[lifecycle.Rung, str] = {
     "term": "sent SIGTERM to all its processes",
     "kill": "sent SIGKILL to all its processes",
 }
-
-
-def _clear_signal_files(train_dir: Path) -> None:
-    try:
-        checkpoints.clear_signal_files(train_dir)
-    except OSError as error:
-        raise InvalidInput(
-            f"{train_dir} can't be resumed: a signal file of the last run can't be removed: {error}",
-            field="resume_from_checkpoint",
-        ) from error
 
 
 def _reap(live: LiveRun) -> None:

@@ -6,10 +6,12 @@ all of it at once, at its fields, and also what a start would let pass: a model 
 Known gap: what train.py finds wrong with the files' content is not found here.
 """
 
-from dpiped import form_paths, launch, sources
-from dpiped.errors import DpipedError, InvalidForm, InvalidInput
+from pathlib import Path
+
+from dpiped import form_paths, launch, readying, resume, sources
+from dpiped.errors import DpipedError, InvalidForm, InvalidInput, RunDamaged, UnknownRun
 from dpiped.form import Form
-from dpiped.messages import FieldError
+from dpiped.messages import FieldError, Resume, Validated
 from dpiped.settings import Settings
 from dpiped.sources import Wanted
 
@@ -22,6 +24,25 @@ def findings(settings: Settings, wanted: Wanted) -> tuple[FieldError, ...]:
     if not found:
         found |= _in_launch(settings, wanted)
     return tuple(FieldError(field, text) for field, text in found.items())
+
+
+def of_resume(settings: Settings, runs: Path, request: Resume) -> Validated:
+    """The same for a resume, and what it would go on from. Raises UnknownRun, RunDamaged."""
+    try:
+        made = launch.make(settings, resume.plan(runs, request))
+        traced = resume.trace(runs, made)
+        assert made.resume is not None, "a resume has a folder"
+        removed = readying.leftovers(made.resume.train_dir)
+    except (UnknownRun, RunDamaged):
+        raise
+    except DpipedError as error:
+        return Validated((FieldError(error.field or "run", error.message),))
+    told = (
+        (f"{', '.join(removed)} of {made.resume.train_dir.name} would be removed first",) if removed else ()
+    )
+    return Validated(
+        (), traced.plan.spec.resumed_from, made.resume.tag, (*traced.plan.warnings, *told), traced.changes
+    )
 
 
 def _in_form(settings: Settings, wanted: Wanted, form: Form) -> dict[str, str]:

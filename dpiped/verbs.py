@@ -83,7 +83,7 @@ class Verbs:
             case messages.StartForm():
                 return await self._start_form(request)
             case messages.Validate():
-                return self._validate(request)
+                return await self._validate(request)
             case messages.FindMissing():
                 return messages.Missing(form_paths.missing(self._settings, request.paths))
             case messages.Preview():
@@ -146,10 +146,18 @@ class Verbs:
         self._supervisor.require_idle()
         return await self._supervisor.start(wanted)
 
-    def _validate(self, request: messages.Validate) -> AnyReply:
+    async def _validate(self, request: messages.Validate) -> AnyReply:
+        if request.resume is not None:
+            return await self._validate_resume(request, request.resume)
         if (request.form is None) == (request.config is None):
             raise InvalidInput("validate takes a form or a config, one of them", field="form")
         return messages.Validated(validation.findings(self._settings, _wanted(request)))
+
+    async def _validate_resume(self, request: messages.Validate, run: str) -> AnyReply:
+        if request.form is not None:
+            raise InvalidInput("a resume is checked with a config, not with a form", field="form")
+        wanted = messages.Resume(run, request.config, request.num_gpus, request.args, request.env)
+        return await asyncio.to_thread(validation.of_resume, self._settings, self._supervisor.runs, wanted)
 
     def _preview(self, request: messages.Preview) -> AnyReply:
         files = sources.make_files(self._settings, Wanted(form=request.form))
@@ -158,7 +166,9 @@ class Verbs:
 
     async def _resume(self, request: messages.Resume) -> AnyReply:
         self._supervisor.require_idle()
-        return await self._supervisor.start(resume.plan(self._supervisor.runs, request))
+        # The files of a checkpoint may lie on a slow disk.
+        wanted = await asyncio.to_thread(resume.plan, self._supervisor.runs, request)
+        return await self._supervisor.start(wanted)
 
     async def _save(self, request: messages.Save) -> AnyReply:
         live = self._supervisor.live

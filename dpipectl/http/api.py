@@ -43,12 +43,18 @@ class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """The new run, and the one that it goes on from."""
+    """The new run, and the run and the checkpoint that it goes on from.
+
+    `warnings` say what was found wrong and done about it; `changes` what is different in the config.
+    """
 
     status: str
     run: str
     pid: int
     resumed_from: str | None
+    checkpoint: str | None = None
+    warnings: tuple[str, ...] = ()
+    changes: tuple[messages.Difference, ...] = ()
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -135,7 +141,8 @@ async def resume(request: Request) -> Response:
     env = {"WANDB_API_KEY": wanted.wandb_api_key} if wanted.wandb_api_key else {}
     asked = messages.Resume(wanted.run, num_gpus=wanted.num_gpus, env=env)
     reply = await asking.ask(request, asked, messages.Started, asking.LAUNCH_WAIT, sent)
-    return document(Resumed("started", reply.run, reply.pid, reply.resumed_from))
+    began = reply.resumed_from, reply.checkpoint
+    return document(Resumed("started", reply.run, reply.pid, *began, reply.warnings, reply.changes))
 
 
 async def runs(request: Request) -> Response:

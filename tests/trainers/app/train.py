@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def say(text: str) -> None:
 
 def say_as_deepspeed(text: str) -> None:
     say(f"[2026-01-01 00:00:00,000] [INFO] [logging.py:123:log_dist] [Rank 0] {text}")
+
+
+def write_weights(path: Path) -> None:
+    """A file as torch writes it: a zip archive."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"weights")
 
 
 def script_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +101,9 @@ class Training:
         say_as_deepspeed(f"[Torch] Checkpoint {tag} is about to be saved!")
         folder = self.run_dir / tag
         folder.mkdir(exist_ok=True)
-        (folder / "mp_rank_00_model_states.pt").write_bytes(b"weights")
+        write_weights(folder / "layer_00-model_states.pt")
+        for stage in range(self.config.get("pipeline_stages", 1)):
+            write_weights(folder / f"mp_rank_{stage:02}_model_states.pt")
         say_as_deepspeed(f"Saving model checkpoint: {folder}/mp_rank_00_model_states.pt")
         (self.run_dir / "latest").write_text(tag)
 
