@@ -16,17 +16,14 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from dpiped import events, handover, launch, lifecycle, limits, peers, private, procs, rundir, signals
-from dpiped.ending import REQUESTED
-from dpiped.errors import AlreadyOwned, DpipedError, Refused, RunDamaged, SettingsError
+from dpiped import autostart, events, handover, lifecycle, limits, peers, private, procs, signals
+from dpiped.errors import AlreadyOwned, DpipedError, Refused, SettingsError
 from dpiped.gpus import Gpus
 from dpiped.listening import Listening, prepare_directory
 from dpiped.locks import Lock
-from dpiped.rundir import Concluded, Spec, StopAsked
 from dpiped.server import Server
 from dpiped.service import Service
 from dpiped.settings import ServiceManager, Settings, environment_after_reload, under_supervisord
-from dpiped.sources import Wanted
 from dpiped.supervisor import Supervisor
 from dpiped.tensorboard import TensorBoard
 from dpiped.verbs import Verbs, Wishes
@@ -118,9 +115,9 @@ class Daemon:
         )
         tasks = [asyncio.create_task(each) for each in kept]
         self.tensorboard.start()
-        service = asyncio.create_task(self._train_service_config())
+        training = asyncio.create_task(self._train_service_config())
         end = await self._until_asked()
-        for task in (service, *tasks):
+        for task in (training, *tasks):
             task.cancel()
         await self.supervisor.let_go()
         await self.tensorboard.stop()
@@ -216,48 +213,20 @@ class Daemon:
 
     async def _train_service_config(self) -> None:
         """Trains `DIFFPIPE_CONFIG`, unless a run of it is active or has completed."""
-        if self.settings.config is None or not isinstance(self.supervisor.machine.state, lifecycle.Idle):
+        config = self.settings.config
+        if config is None or not isinstance(self.supervisor.machine.state, lifecycle.Idle):
             return
-        wanted = Wanted(config=self.settings.config, args=self.settings.extra_args, service=True)
         try:
-            plan = launch.make(self.settings, wanted)
-            if why := self._settled(plan.spec):
-                self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained again: {why}")
-            else:
-                await self.supervisor.start(wanted)
+            decision = await asyncio.to_thread(autostart.decide, self.settings, self.supervisor.runs, config)
+            if decision.notice is not None:
+                self.supervisor.notice(decision.notice)
+            if decision.wanted is not None:
+                started = await self.supervisor.start(decision.wanted)
+                for text in started.warnings:
+                    self.supervisor.notice(f"run {started.run}: {text}")
         except DpipedError as error:
             self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error.message}")
         await self.supervisor.announce()
-
-    def _settled(self, spec: Spec) -> str | None:
-        """Why this config (same path, same content) is not to be trained again; None if it is.
-
-        A run of it has completed; or its newest one was stopped by a client, who would be surprised to
-        see it begin anew when the daemon is reloaded.
-        """
-        runs = self.supervisor.runs
-        newest = True
-        for name in rundir.names(runs):
-            try:
-                known, concluded = rundir.read(runs / name, Spec), rundir.read(runs / name, Concluded)
-                asked = rundir.read(runs / name, StopAsked)
-            except RunDamaged:
-                continue
-            if (
-                known is None
-                or concluded is None
-                or (known.source, known.digest) != (spec.source, spec.digest)
-            ):
-                continue
-            if concluded.outcome == "completed" and known.completes == spec.completes:
-                return f"run {name} of it has completed"
-            if newest and asked is not None and asked.by == REQUESTED:
-                return (
-                    f"run {name} of it was stopped by request; `dpipectl resume` goes on with it, "
-                    "`dpipectl start` begins anew"
-                )
-            newest = False
-        return None
 
 
 def _lock_or_take_over(settings: Settings) -> tuple[Lock, Lock]:

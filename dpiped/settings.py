@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     deepspeed_bin: str | None
     config: Path | None
     num_gpus: int
+    resume: Literal["auto", "never"]
     extra_args: tuple[str, ...]
     on_exit: Literal["stop", "detach"]
     stop_timeout: float
@@ -270,6 +271,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         deepspeed_bin=env.get("DEEPSPEED_BIN") or None,
         config=read.optional_path("DIFFPIPE_CONFIG"),
         num_gpus=read.integer("DIFFPIPE_NUM_GPUS" if env.get("DIFFPIPE_NUM_GPUS") else "NUM_GPUS", 1, 1, 64),
+        resume="never" if read.choice("DIFFPIPE_RESUME", ("auto", "never")) == "never" else "auto",
         extra_args=read.words("DIFFPIPE_EXTRA_ARGS"),
         on_exit="detach" if read.choice("DIFFPIPE_ON_EXIT", ("stop", "detach")) == "detach" else "stop",
         stop_timeout=read.seconds("DIFFPIPE_STOP_TIMEOUT", 20.0),

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, object] = {
     "deepspeed_bin": None,
     "config": None,
     "num_gpus": 1,
+    "resume": "auto",
     "extra_args": (),
     "on_exit": "stop",
     "stop_timeout": 20.0,
@@ -82,6 +83,8 @@ VALID: list[tuple[str, str, str, object]] = [
     ("DIFFPIPE_REPO_DIR", "/r", "app_dirs", (Path("/workspace/apps/diffusion-pipe"), Path("/r"))),
     ("DEEPSPEED_BIN", "/venv/bin/deepspeed", "deepspeed_bin", "/venv/bin/deepspeed"),
     ("DIFFPIPE_CONFIG", "/c.toml", "config", Path("/c.toml")),
+    ("DIFFPIPE_RESUME", "auto", "resume", "auto"),
+    ("DIFFPIPE_RESUME", " never ", "resume", "never"),
     ("NUM_GPUS", "2", "num_gpus", 2),
     ("DIFFPIPE_NUM_GPUS", " 4 ", "num_gpus", 4),
     ("DIFFPIPE_EXTRA_ARGS", "--a 'b c' d", "extra_args", ("--a", "b c", "d")),
@@ -137,6 +140,7 @@ INVALID: list[tuple[str, str, str]] = [
     ("DIFFPIPE_SOCKET_GROUP", str(2**32), "name or the number of a group"),
     ("DIFFPIPE_EXTRA_ARGS", "--a 'b", "words as a shell reads them"),
     ("DIFFPIPE_ON_EXIT", "kill", "stop or detach"),
+    ("DIFFPIPE_RESUME", "1", "auto or never"),
     *(
         (name, text, "seconds, from 0.1 to 86400")
         for name in ("DIFFPIPE_STOP_TIMEOUT", "DIFFPIPE_SAVE_TIMEOUT")
