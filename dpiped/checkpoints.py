@@ -25,7 +25,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from dpiped import wholeness
+from dpiped import beneath, wholeness
 from dpiped.configs import is_marked
 from dpiped.errors import InvalidInput
 from dpiped.rundir import TRAINING_TOML
@@ -226,4 +226,4 @@ def _written(folder: Path) -> float:
 def clear_signal_files(train_dir: Path) -> None:
     """A `save_quit` that was never read would end the next resume at its first step. Raises OSError."""
     for name in SIGNAL_FILES:
-        (train_dir / name).unlink(missing_ok=True)
+        beneath.remove(train_dir / name)

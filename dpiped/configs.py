@@ -17,8 +17,6 @@ Known gap: values are checked only where a wrong one would cost a whole start-up
 
 import hashlib
 import json
-import os
-import stat
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from dpiped import oldtoml, paths, redaction
+from dpiped import beneath, oldtoml, paths, redaction
 from dpiped.errors import InvalidInput
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML
 
@@ -101,7 +99,10 @@ class Config(Struct, frozen=True):
 
 
 def read(path: Path) -> Source:
-    """The file at `path`. Raises InvalidInput when it can't be read, is no TOML or hides its key too well."""
+    """The file at a resolved path.
+
+    Raises InvalidInput when it can't be read, is no TOML or hides its key too well.
+    """
     text, _ = _read(path, "config")
     if text.startswith(MARK):
         # A run's snapshot that is resumed: it gets the mark of the new run instead.
@@ -165,10 +166,10 @@ def snapshot(config: Config, run: str, run_dir: Path, key: str | None = None) ->
 
 
 def is_marked(copy: Path, run: str) -> bool:
-    """Is this file train.py's copy of that run's snapshot?"""
+    """Is the file at this resolved path train.py's copy of that run's snapshot?"""
     try:
-        with copy.open("rb") as file:
-            return file.readline(256) == f"{MARK}{run}\n".encode()
+        mark = f"{MARK}{run}\n".encode()
+        return beneath.read(copy, len(mark)) == mark
     except OSError:
         return False
 
@@ -198,21 +199,15 @@ def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
     except FileNotFoundError as error:
         raise InvalidInput(f"{field}: there is no file {path}", field=field) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{field}: {path} can't be read: {error}", field=field) from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInput(f"{field}: {path} can't be read: {why}", field=field) from error
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{field}: {path} is not TOML: {error}", field=field) from error
 
 
 def _content(path: Path, field: str) -> bytes:
-    """The file's bytes. A pipe would keep the daemon waiting, a model file would fill its memory."""
-
-    def without_waiting(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NONBLOCK)
-
-    with open(path, "rb", opener=without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InvalidInput(f"{field}: {path} is not a file", field=field)
-        content = file.read(LARGEST + 1)
+    """The bytes of the file at a resolved path. Raises OSError, InvalidInput."""
+    content = beneath.read(path, LARGEST + 1)
     if len(content) > LARGEST:
         raise InvalidInput(f"{field}: {path} is larger than 1 MiB, so it is no TOML file", field=field)
     return content

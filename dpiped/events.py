@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dpiped import beneath
 from dpiped.settings import Settings
 
 OURS = "diffpipe"
@@ -45,24 +46,26 @@ def run_folder(settings: Settings, run: str) -> Path:
 
 def link_events(train_dir: Path, folder: Path) -> int:
     """Links the event files of `train_dir` not linked yet. The number of new links. Raises OSError."""
+    # The folders above are the administrator's, and may be links; the run's own is none.
+    own = folder.parent.resolve() / folder.name
     made = 0
-    for file in _event_files(train_dir):
-        link = folder / file.relative_to(train_dir)
-        if not link.is_symlink() and not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file)
-            made += 1
+    with beneath.directory(train_dir) as top:
+        for file in _event_files(top):
+            if not os.path.lexists(own / file) and beneath.link(own / file, train_dir / file):
+                made += 1
     return made
 
 
-def _event_files(directory: Path, depth: int = DEPTH) -> Iterator[Path]:
+def _event_files(directory: int, depth: int = DEPTH) -> Iterator[Path]:
+    """Relative to it. A link or a pipe of such a name is none."""
     with os.scandir(directory) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         if entry.is_dir(follow_symlinks=False) and depth > 1 and not entry.name.startswith("global_step"):
-            yield from _event_files(Path(entry.path), depth - 1)
-        elif entry.name.startswith(EVENTS):
-            yield Path(entry.path)
+            with beneath.subdirectory(directory, entry.name) as below:
+                yield from (Path(entry.name) / file for file in _event_files(below, depth - 1))
+        elif entry.name.startswith(EVENTS) and entry.is_file(follow_symlinks=False):
+            yield Path(entry.name)
 
 
 def _link(link: Path, target: Path) -> str | None:

@@ -6,7 +6,8 @@ it was given, never where it leads to on this machine.
 
 Source of roots and rules: ControlPilot's contract.
 
-Known gap: as in `paths.py`, a path may be exchanged after the check.
+Known gap: as in `paths.py`, a path may be exchanged after the check, before train.py opens it; and whether
+there is something at a path may be told of another one then.
 """
 
 import os

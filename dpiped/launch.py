@@ -27,6 +27,7 @@ from msgspec.structs import replace
 import dpiped
 from dpiped import (
     arguments,
+    beneath,
     checkpoints,
     configs,
     forms,
@@ -154,11 +155,10 @@ def publish(plan: Plan) -> None:
 def _publish(plan: Plan) -> None:
     try:
         for path in plan.publish:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for path, data in plan.publish.items():
-            rundir.replace_file(path, data, 0o644)
+            beneath.replace(path, data, 0o644)
     except OSError as error:
         raise InvalidInput(
             f"config_dir: the config files can't be written there: {error.strerror}", field="config_dir"

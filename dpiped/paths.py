@@ -5,6 +5,8 @@ really leads (`..` and symlinks resolved) and must lie below an allowed root; a 
 root's prefix does not. What is said of a refused one may go to a browser: the path as it was given, and
 in the hint, which does not go there, where it leads and what is allowed.
 
+What is exchanged after the check is refused where it is opened here (`beneath.py`).
+
 Known gap: a path may be exchanged between this check and train.py's use of it.
 """
 

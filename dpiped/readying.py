@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpiped import checkpoints, rundir
+from dpiped import beneath, checkpoints
 from dpiped.errors import InvalidInput
 
 FIELD = "resume_from_checkpoint"
@@ -50,7 +50,7 @@ def clear(train_dir: Path) -> tuple[str, ...]:
 def name_in_latest(train_dir: Path, tag: str) -> None:
     """Makes `latest` name that checkpoint, in one step. Raises InvalidInput; then it is as it was."""
     try:
-        rundir.replace_file(train_dir / checkpoints.LATEST, tag.encode(), 0o644)
+        beneath.replace(train_dir / checkpoints.LATEST, tag.encode(), 0o644)
     except OSError as error:
         raise _refusal(train_dir, "`latest` can't be written", error) from error
 
@@ -66,9 +66,10 @@ def _cut_off(train_dir: Path) -> Iterator[str]:
 def _remove(path: Path) -> None:
     """A folder with all in it, a file, or a link as such. A folder `save` is none of train.py's."""
     if path.is_dir() and not path.is_symlink() and path.name == _ASIDE:
-        shutil.rmtree(path)
+        with beneath.directory(path.parent) as folder:
+            shutil.rmtree(path.name, dir_fd=folder)
     else:
-        path.unlink(missing_ok=True)
+        beneath.remove(path)
 
 
 def _refusal(train_dir: Path, what: str, error: OSError) -> InvalidInput:

@@ -8,13 +8,16 @@ there.
 Known gap: what wandb itself writes (its own run files) holds the whole config, the key included.
 """
 
+import contextlib
 import os
 import re
+import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpiped import oldtoml, rundir
+from dpiped import beneath, oldtoml
 from dpiped.errors import InvalidInput
 from dpiped.settings import is_secret
 
@@ -26,8 +29,10 @@ KEY_TAKES = "takes 8 to 256 letters, digits and _.:+/=-"
 _BEFORE = r"""(?P<before>wandb_api_key["']?[ \t]*=[ \t]*)(?P<quote>\"{3}|'{3}|\"(?!\"\")|'(?!''))"""
 _PLACE = re.compile(rf"{_BEFORE}(?:{HIDDEN})?(?P=quote)")
 _WRITTEN = re.compile(rf"{_BEFORE}{KEY.pattern}(?P=quote)")
-_COPIES = ("*.toml", "epoch*/*.toml", "step*/*.toml")
-"""Where train.py copies its config to, below the directory it makes."""
+_SAVED = ("epoch", "step")
+"""Folders below the directory that train.py makes, into which it copies its config as well."""
+LARGEST = 1 << 21
+"""Bytes of a config that is looked at; those that are launched have half of it at most."""
 
 
 def shown(name: str, value: str) -> str:
@@ -85,8 +90,14 @@ def insert(text: str, key: str) -> str:
 
 def clean(file: Path) -> None:
     """Replaces a config that holds a key by one that does not; mode 0600. Raises OSError, InvalidInput."""
+    # Its folder is ours; where it leads to is the administrator's.
+    with beneath.directory(file.parent.resolve()) as folder:
+        _clean(folder, file.name)
+
+
+def _clean(folder: int, name: str) -> None:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = beneath.read_in(folder, name, LARGEST).decode()
         hidden = hide(text)
     except (ValueError, RecursionError):
         # Half written, or no TOML of ours: looked at again with the next copy.
@@ -94,18 +105,10 @@ def clean(file: Path) -> None:
     if hidden == text:
         return
     try:
-        rundir.replace_file(file, hidden.encode(), 0o600)
+        beneath.replace_in(folder, name, hidden.encode(), 0o600)
     except OSError:
-        _overwrite(file, hidden.encode())
-
-
-def _overwrite(file: Path, data: bytes) -> None:
-    """In the room that the file has, for a disk that is full. Raises OSError."""
-    with file.open("r+b") as opened:
-        opened.write(data)
-        opened.write(b"\n" * max(os.fstat(opened.fileno()).st_size - len(data), 0))
-        opened.flush()
-        os.fsync(opened.fileno())
+        # A disk that is full has no room for another file.
+        beneath.overwrite_in(folder, name, hidden.encode())
 
 
 def clean_copies(train_dir: Path) -> None:
@@ -113,14 +116,31 @@ def clean_copies(train_dir: Path) -> None:
 
     Raises OSError, InvalidInput.
     """
-    failed: OSError | InvalidInput | None = None
-    for pattern in _COPIES:
-        for file in train_dir.glob(pattern):
+    with contextlib.suppress(FileNotFoundError), beneath.directory(train_dir) as top:
+        failed = _clean_all(top)
+        for name in os.listdir(top):  # noqa: PTH208 - of a handle
+            if name.startswith(_SAVED) and _is(stat.S_ISDIR, top, name):
+                with beneath.subdirectory(top, name) as folder:
+                    failed += _clean_all(folder)
+        if failed:
+            raise failed[0]
+
+
+def _clean_all(folder: int) -> list[OSError | InvalidInput]:
+    """What went wrong. The others are cleaned all the same."""
+    failed: list[OSError | InvalidInput] = []
+    for name in os.listdir(folder):
+        if name.endswith(".toml") and _is(stat.S_ISREG, folder, name):
             try:
-                if file.is_file() and not file.is_symlink():
-                    clean(file)
+                _clean(folder, name)
             except (OSError, InvalidInput) as error:
-                # The others may be cleaned all the same.
-                failed = failed or error
-    if failed is not None:
-        raise failed
+                failed.append(error)
+    return failed
+
+
+def _is(kind: Callable[[int], bool], folder: int, name: str) -> bool:
+    """A link is none."""
+    try:
+        return kind(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False

@@ -211,7 +211,7 @@ def conclude(run_dir: Path, concluded: Concluded) -> None:
 
 
 def tidy(run_dir: Path) -> None:
-    """Removes room and half-written files from a run that is over: nobody writes to it any more. Raises OSError."""
+    """Removes room and half-written files from a run that is over, to which nobody writes. Raises OSError."""
     for path in run_dir.glob(".*"):
         path.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ Known gap: during caching, loading and an eval pass train.py does not look.
 
 from pathlib import Path
 
-from dpiped import checkpoints
+from dpiped import beneath, checkpoints
 from dpiped.errors import Refused
 from dpiped.live import LiveRun
 
@@ -37,7 +37,7 @@ def _signal(live: LiveRun, name: str) -> str | None:
         phase = live.progress.snapshot().phase
         return f"there is nothing to save yet (phase {phase}, no directory made)"
     try:
-        (live.train_dir / name).touch()
+        beneath.touch(live.train_dir / name)
     except OSError as error:
         return f"{live.train_dir / name} can't be written: {error.strerror}"
     return None

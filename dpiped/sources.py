@@ -14,7 +14,7 @@ from msgspec import Struct
 from dpiped import configs, form_paths, forms, paths
 from dpiped.configs import Source
 from dpiped.form import Form
-from dpiped.rundir import Spec
+from dpiped.rundir import DATASET_TOML, TRAINING_TOML, Spec
 from dpiped.settings import Settings, training_environment
 
 WANDB_KEY = "WANDB_API_KEY"
@@ -49,8 +49,8 @@ class Wanted(Struct, frozen=True):
 class Setup(Struct, frozen=True):
     """Where the training is described, and what it may read and write.
 
-    `publish` are the files of a form, by path, that are written where it asked for them; `warnings` say what
-    will probably fail.
+    `publish` are the files of a form, by resolved path, that are written where it asked for them; `warnings`
+    say what will probably fail.
     """
 
     source: Source
@@ -104,9 +104,16 @@ def _of_form(settings: Settings, wanted: Wanted, form: Form) -> Setup:
     source = Source(
         files.training_path, text, tomllib.loads(text), files.key, {str(files.dataset_path): dataset}
     )
+    # Where the folder leads to, checked once more: nothing that comes after may lead them elsewhere.
+    where = paths.confine(
+        str(files.training_path.parent),
+        "config_dir",
+        form_paths.roots(settings, "config_dir"),
+        shown=form.config_dir,
+    )
     return Setup(
         source,
         (*settings.allowed_roots, *_form_roots(settings)),
-        {files.dataset_path: dataset.encode(), files.training_path: text.encode()},
+        {where / DATASET_TOML: dataset.encode(), where / TRAINING_TOML: text.encode()},
         tuple(f"{each.field}: there is nothing at {each.path!a}" for each in missing),
     )

@@ -43,19 +43,21 @@ def test_a_secret_of_a_run_is_in_its_environment_and_nowhere_else(workspace: Wor
     workspace.until_step(2)
     launched = read(workspace.runs_dir / run, Launched)
     assert launched is not None
+    first = launched.runner
     variables = of_process(launched.child.pid, "environ").split(b"\0")
     assert {f"{name}={SECRET}".encode() for name in ("MY_API_KEY", "HF_TOKEN")} <= set(variables)
     assert not any(each.startswith(b"DAEMONS_TOKEN=") for each in variables), "it is not on the allow-list"
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     assert not [pid for pid in pids if SECRET.encode() in of_process(pid, "cmdline")]
     # Another runner has nothing to launch.
-    os.kill(launched.runner.pid, signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
 
     def another() -> Launched | None:
         found = read(workspace.runs_dir / run, Launched)
-        return found if found and found.runner != launched.runner else None
+        return found if found and found.runner != first else None
 
     successor = wait_until(another, "another runner")
+    assert successor is not None
     assert SECRET.encode() not in of_process(successor.runner.pid, "environ")
     assert successor.runner.pid in processes_of_run(run)
     shown = workspace.json("show", run)

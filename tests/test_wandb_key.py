@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpiped import redaction, rundir
+from dpiped import beneath, redaction
 from dpiped.errors import InvalidInput
 from tests.harness import Workspace
 from tests.helpers import wait_until
@@ -250,7 +250,7 @@ def test_on_a_full_disk_it_is_overwritten_where_it_stands(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rundir, "replace_file", full)
+    monkeypatch.setattr(beneath, "replace_in", full)
     redaction.clean(file)
     assert KEY not in file.read_text() and len(file.read_bytes()) == len(toml())
     assert tomllib.loads(file.read_text())["monitoring"]["wandb_api_key"] == redaction.HIDDEN
