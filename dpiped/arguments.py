@@ -99,8 +99,8 @@ def _spelled_out(word: str) -> Iterator[str]:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise InvalidInput(f"{PORT} takes a port number, not {text!r}", field=FIELD)
+    if not text.isdecimal() or len(text) > 5 or not 0 < int(text) < 65536:
+        raise InvalidInput(f"{PORT} takes a port number, not {text!r:.100}", field=FIELD)
     return int(text)
 
 

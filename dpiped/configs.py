@@ -17,14 +17,13 @@ Known gap: values are checked only where a wrong one would cost a whole start-up
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from dpiped import beneath, oldtoml, paths, redaction
+from dpiped import beneath, oldtoml, paths, redaction, tomltext
 from dpiped.errors import InvalidInput
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML
 
@@ -107,9 +106,9 @@ def read(path: Path) -> Source:
     if text.startswith(MARK):
         # A run's snapshot that is resumed: it gets the mark of the new run instead.
         text = text.partition("\n")[2]
-    key = redaction.key_in(tomllib.loads(text))
+    key = redaction.key_in(tomltext.loads(text))
     text = redaction.hide(text)
-    return Source(path, text, tomllib.loads(text), key)
+    return Source(path, text, tomltext.loads(text), key)
 
 
 def check(source: Source, roots: Sequence[Path], base: Path) -> Config:
@@ -195,7 +194,7 @@ def _wants_wandb(data: dict[str, Any]) -> bool:
 def _read(path: Path, field: str) -> tuple[str, dict[str, Any]]:
     try:
         text = _content(path, field).decode().removeprefix("\ufeff").replace("\r\n", "\n")
-        return text, tomllib.loads(text)
+        return text, tomltext.loads(text)
     except FileNotFoundError as error:
         raise InvalidInput(f"{field}: there is no file {path}", field=field) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -254,7 +253,7 @@ def _dataset(
 ) -> tuple[str, dict[str, Any]]:
     path = paths.confine(name, field, roots, base)
     if name in source.generated:
-        return source.generated[name], tomllib.loads(source.generated[name])
+        return source.generated[name], tomltext.loads(source.generated[name])
     return _read(path, "dataset")
 
 

@@ -14,12 +14,11 @@ nothing else.
 """
 
 import re
-import tomllib
 from typing import Any
 
 import tomli_w
 
-from dpiped import oldtoml
+from dpiped import oldtoml, tomltext
 from dpiped.redaction import HIDDEN
 from dpiped.settings import is_secret
 
@@ -33,7 +32,7 @@ _PARTS = re.compile(
     re.VERBOSE,
 )
 _SAID = re.compile(
-    r"""(?P<before>(?P<name>[\w-]++)["']?[ \t]*+[=:][ \t]*+["']*+)(?P<value>[^\s"'][^\n"']*+)"""
+    r"""(?<![\w-])(?P<before>(?P<name>[\w-]++)["']?[ \t]*+[=:][ \t]*+["']*+)(?P<value>[^\s"'][^\n"']*+)"""
 )
 _LOOKS_SECRET = re.compile(r"(?<!\w)(?:[0-9a-fA-F]{40}|wandb_v\d_\w{20,}|hf_\w{20,})(?!\w)")
 _ADDRESS = re.compile(r"""(?<=://)[^\s/?\#"'<>]+(?=@)""")
@@ -42,7 +41,7 @@ _ADDRESS = re.compile(r"""(?<=://)[^\s/?\#"'<>]+(?=@)""")
 def mask(text: str) -> str:
     """The same TOML without its secrets. Raises ValueError for what is no TOML."""
     hidden = _PARTS.sub(_part, text)
-    wanted = masked(tomllib.loads(text))
+    wanted = masked(tomltext.loads(text))
     return hidden if oldtoml.says(hidden, wanted) else WRITTEN_ANEW + tomli_w.dumps(wanted)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import toml
 import tomli_w
 
+from dpiped import tomltext
+
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _PLAIN = re.compile(r"[A-Za-z0-9/_.:+@%~ -]")
 _FIRST_SAFE = "\u00a1"
@@ -43,7 +45,7 @@ def misread(data: dict[str, Any]) -> list[str]:
 def says(text: str, data: dict[str, Any]) -> bool:
     """Does the text say this by the rules of TOML? Compared as text: nan is nan, 1 neither 1.0 nor true."""
     try:
-        return repr(tomllib.loads(text)) == repr(data)
+        return repr(tomltext.loads(text)) == repr(data)
     except ValueError:
         return False
 

@@ -12,12 +12,11 @@ import contextlib
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpiped import beneath, oldtoml
+from dpiped import beneath, oldtoml, tomltext
 from dpiped.errors import InvalidInput
 from dpiped.settings import is_secret
 
@@ -56,7 +55,7 @@ def hide(text: str) -> str:
 
     Raises InvalidInput where only the key can't be taken out, and ValueError for what is no TOML.
     """
-    data = tomllib.loads(text)
+    data = tomltext.loads(text)
     key = key_in(data)
     hidden = _WRITTEN.sub(rf"\g<before>\g<quote>{HIDDEN}\g<quote>", text)
     wanted = data
@@ -76,7 +75,7 @@ def insert(text: str, key: str) -> str:
     """The same training TOML with the key where `hide` took it out. Raises InvalidInput if it can't be."""
     filled = _PLACE.sub(rf"\g<before>\g<quote>{key}\g<quote>", text)
     try:
-        fits = key_in(tomllib.loads(filled)) == key and key not in hide(filled)
+        fits = key_in(tomltext.loads(filled)) == key and key not in hide(filled)
     except ValueError:
         fits = False
     if not fits:

@@ -221,12 +221,6 @@ def write_file(path: Path, data: bytes) -> None:
     _replace(path, *_temporary(path), data, 0o600)
 
 
-def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """The same anywhere else. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    _replace(path, handle, temporary, data, mode)
-
-
 def _replace(path: Path, handle: int, temporary: str, data: bytes, mode: int) -> None:
     """Temporary file beside it, fsync, rename, fsync of the directory."""
     try:

@@ -10,12 +10,11 @@ told. What is hidden, and what not, stands in masking.py.
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpiped import masking, messages, redaction, rundir, sources
+from dpiped import masking, messages, redaction, rundir, sources, tomltext
 from dpiped.errors import RunDamaged
 from dpiped.form import Form
 from dpiped.settings import Settings
@@ -51,9 +50,9 @@ def changes(runs: Path, run: str, files: dict[str, bytes]) -> tuple[messages.Dif
 
 def _compared(before: messages.ConfigTexts, training: str, dataset: str) -> tuple[messages.Difference, ...]:
     """Both sides without their secrets; `training` has no key any more."""
-    old, new = tomllib.loads(before.training_toml), masking.masked(tomllib.loads(training))
+    old, new = tomltext.loads(before.training_toml), masking.masked(tomltext.loads(training))
     found = [each for each in differences("training", old, new) if not NOT_COMPARED.fullmatch(each.key)]
-    old, new = tomllib.loads(before.dataset_toml), masking.masked(tomllib.loads(dataset))
+    old, new = tomltext.loads(before.dataset_toml), masking.masked(tomltext.loads(dataset))
     return (*found, *differences("dataset", old, new))
 
 

@@ -6,12 +6,11 @@ form becomes a config in memory; nothing is written before everything is checked
 Known gap: none.
 """
 
-import tomllib
 from pathlib import Path
 
 from msgspec import Struct
 
-from dpiped import configs, form_paths, forms, paths
+from dpiped import configs, form_paths, forms, paths, tomltext
 from dpiped.configs import Source
 from dpiped.form import Form
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML, Spec
@@ -102,7 +101,7 @@ def _of_form(settings: Settings, wanted: Wanted, form: Form) -> Setup:
     text, dataset = files.training_toml, files.dataset_toml
     missing = form_paths.missing(settings, {field: getattr(form, field) for field in models(form)})
     source = Source(
-        files.training_path, text, tomllib.loads(text), files.key, {str(files.dataset_path): dataset}
+        files.training_path, text, tomltext.loads(text), files.key, {str(files.dataset_path): dataset}
     )
     # Where the folder leads to, checked once more: nothing that comes after may lead them elsewhere.
     where = paths.confine(
