@@ -13,6 +13,7 @@ Known gap: the training itself is not watched; a run that hangs is told as a war
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -40,17 +41,22 @@ class Service:
         self._watchdog = manager.watchdog if manager.notify else None
         self._supervisor = supervisor
         self._server = server
+        self._guarded = manager.notify is not None and server is not None
         self._told = ""
 
     @contextlib.asynccontextmanager
     async def starting(self) -> AsyncIterator[None]:
-        """The start may take longer, as long as the event loop turns."""
+        """The start may take as long as the event loop turns. A daemon that hangs is killed by SIGALRM.
+
+        systemd would have to send a SIGTERM first, which means that the run is to end.
+        """
         self._notifier.status("looking at the runs that are there")
         extending = asyncio.create_task(self._extend_start())
         try:
             yield
         finally:
             extending.cancel()
+            signal.alarm(0)
 
     def ready(self) -> None:
         self._tell(view.line(self._supervisor))
@@ -89,6 +95,7 @@ class Service:
     async def _extend_start(self) -> None:
         while True:
             self._notifier.extend(START_GRACE)
+            signal.alarm(int(START_GRACE) if self._guarded else 0)
             # After a reload the watchdog waits already.
             self._notifier.alive()
             await asyncio.sleep(START_LOOK)

@@ -108,6 +108,6 @@ def test_a_file_that_stands_where_the_socket_should_be_is_left_alone(workspace: 
     done = subprocess.run(
         [str(BIN / "dpiped")], env=workspace.env, capture_output=True, text=True, timeout=20, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "DIFFPIPE_SOCKET" in done.stderr and "no socket" in done.stderr
     assert path.read_text() == "precious"
