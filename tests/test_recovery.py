@@ -113,7 +113,9 @@ class World:
 
     def __init__(self, forks: Forks) -> None:
         self.forks = forks
-        self.workspace = Workspace(WANDB_API_KEY=KEY, DIFFPIPE_STOP_TIMEOUT="0.3", DIFFPIPE_SAVE_TIMEOUT="0.3")
+        self.workspace = Workspace(
+            WANDB_API_KEY=KEY, DIFFPIPE_STOP_TIMEOUT="0.3", DIFFPIPE_SAVE_TIMEOUT="0.3"
+        )
         self.root, self.runs = self.workspace.root, self.workspace.runs_dir
         self.runs.mkdir(parents=True)
         self.config = self.workspace.config()

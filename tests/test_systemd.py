@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def test_the_first_client_starts_the_daemon_and_what_is_stopped_stays_so(systemd
     assert workspace.status()["state"] == "idle"
     assert systemd.state("dpiped.service") == "active/running"
     assert systemd.show("dpiped.service", "StatusText") == ["idle"]
+    # Nor does it matter that a clean-up deletes the socket file, then and for the daemon that follows.
+    (systemd.runtime / "dpiped/dpiped.sock").unlink()
+    wait_until(workspace.answers, "the daemon listens anew")
+    first = systemd.main_pid()
+    systemd.kill(signal.SIGKILL)
+    wait_until(lambda: systemd.main_pid() not in (0, first) and workspace.answers(), "so does the next one")
     systemd.ctl("stop", "dpiped")
     wait_until(lambda: systemd.state("dpiped.socket") == "inactive/dead", "the socket is stopped as well")
     assert workspace.ctl("status")[0] == 3
@@ -141,7 +148,7 @@ def test_a_stop_leaves_neither_run_nor_tensorboard_nor_daemon(systemd: Systemd) 
     run = start_run(systemd, "nameless")
 
     def commands() -> str:
-        return systemd.run("ps", "-e", "-o", "args").stdout
+        return systemd.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
 
     wait_until(lambda: "tensorboard.main" in commands(), "TensorBoard is started")
     assert len(systemd.processes()) > 4
@@ -165,13 +172,9 @@ def test_a_daemon_that_hangs_is_replaced_and_the_training_goes_on(systemd: Syste
     assert (run_now["id"], run_now["pid"]) == (run, pid)
     workspace.until_step(run_now["step"] + 2)
     # Signs of life are taken for what they are.
-    second = systemd.main_pid()
-    wait_until(lambda: ages(systemd, second) > 3, "longer than the watchdog waits", every=0.2)
+    second, until = systemd.main_pid(), time.monotonic() + 2.5
+    wait_until(lambda: time.monotonic() > until, "longer than the watchdog waits", every=0.2)
     assert systemd.main_pid() == second
-
-
-def ages(systemd: Systemd, pid: int) -> int:
-    return int(systemd.run("ps", "-o", "etimes=", "-p", str(pid)).stdout or 0)
 
 
 def test_a_stop_of_a_daemon_that_hangs_leaves_nothing(systemd: Systemd) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests of the page need and pip can't install: Chromium with its driver, and axe-core for .venv.
-# Chromium is Debian's, by apt, where this runs as root on such a system; elsewhere it is the user's to install.
+# What tests need and pip can't install: for the page Chromium with its driver, and axe-core for .venv; systemd.
+# Chromium and systemd are Debian's, by apt, where this runs as root on such a system; elsewhere it is the user's to install.
 # What can't be had is said, and is no failure: the tests of the page are skipped then. Asked again the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,11 +11,14 @@ has_browser() {
     command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null
 }
 
+has_systemd() {
+    [ -x /lib/systemd/systemd ] && command -v systemctl >/dev/null
+}
+
 by_apt() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     apt-get -qq update &&
-        DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y \
-            chromium chromium-driver fonts-liberation >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y "$@" >/dev/null
 }
 
 by_npm() {
@@ -25,7 +28,11 @@ by_npm() {
     npm ci --prefix .venv/npm --ignore-scripts --no-audit --no-fund --silent
 }
 
-if ! has_browser && ! by_apt; then
+if ! has_systemd && ! by_apt systemd; then
+    echo "systemd can't be installed here: the tests of its units are skipped" >&2
+    missing=1
+fi
+if ! has_browser && ! by_apt chromium chromium-driver fonts-liberation; then
     echo "Chromium and chromedriver can't be installed here: the tests of the page are skipped" >&2
     missing=1
 fi
