@@ -7,7 +7,8 @@ not block the next; and the number of waiting requests is bounded.
 A message is two frames after the sender's identity: a request number of at most 16 bytes, given back
 with the reply, and the MessagePack body.
 
-Known gap: a peer that vanished can't be seen; what it has asked for is waited for to its end.
+Known gap: a peer that vanished can't be seen; what it has asked for is waited for to its end. Each socket
+file that was deleted and put back costs a descriptor until the daemon's end.
 """
 
 import asyncio

@@ -157,6 +157,14 @@ def test_a_stop_leaves_neither_run_nor_tensorboard_nor_daemon(systemd: Systemd) 
     assert "tensorboard" not in commands() and "sleep 600" not in commands()
     systemd.ctl("start", "dpiped")
     assert workspace.status()["last_run"]["outcome"] == "stopped"
+    # A restart is a stop and a start; the socket stays.
+    again, first = start_run(systemd), systemd.main_pid()
+    inode = (systemd.runtime / "dpiped/dpiped.sock").stat().st_ino
+    systemd.ctl("restart", "dpiped")
+    assert processes_of_run(again) == [] and systemd.main_pid() not in (0, first)
+    assert workspace.status()["last_run"]["id"] == again
+    assert (systemd.runtime / "dpiped/dpiped.sock").stat().st_ino == inode
+    assert systemd.state("dpiped-finish.service") == "active/exited"
 
 
 def test_a_daemon_that_hangs_is_replaced_and_the_training_goes_on(systemd: Systemd) -> None:
