@@ -113,7 +113,7 @@ def conclude_run(live: LiveRun, notice: Notice, unrecorded: Unrecorded) -> messa
 def _as_the_runner_says(live: LiveRun, concluded: Concluded) -> Concluded:
     """It may have said why there is no record of the end, or of a launch."""
     said = live.runner_log()
-    if live.launched is None:
+    if not rundir.was_launched(live.folder):
         why = live.warning or said or "the runner ended before it launched the training"
         return Concluded("failed", why, time.time())
     if not said:

@@ -131,7 +131,7 @@ def as_last_run(run: str, concluded: Concluded, exit_: Exit | None) -> messages.
 
 def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     """The outcome of a run that nobody follows, from its records and its whole log. Raises RunDamaged."""
-    if rundir.read(folder, Exit) is None and rundir.read(folder, Launched) is None:
+    if rundir.read(folder, Exit) is None and not rundir.was_launched(folder):
         return Concluded("failed", "it was never launched: the daemon ended first", None)
     progress = Progress()
     follower = logs.Follower(folder / rundir.LOG)

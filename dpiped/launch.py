@@ -148,7 +148,7 @@ def publish(plan: Plan) -> None:
         if plan.resume is not None and plan.resume.repoint:
             readying.name_in_latest(plan.resume.train_dir, plan.resume.tag)
     except InvalidInput:
-        shutil.rmtree(plan.run_dir, ignore_errors=True)
+        rundir.discard(plan.run_dir)
         raise
 
 

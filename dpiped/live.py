@@ -113,7 +113,24 @@ class LiveRun:
         """Before anything is recorded, any process with the run's marker may be the runner."""
         if self.runner is not None:
             return procs.is_alive(self.runner)
-        return procs.marked(self.id)
+        return procs.marked(self.id) and not self._runner_is_dead()
+
+    def _runner_is_dead(self) -> bool:
+        """A runner claims the run before it opens the log, and holds it for all its life."""
+        if not (self.folder / rundir.LOG).exists():
+            return False
+        claim = rundir.claim(self.folder)
+        if claim is not None:
+            os.close(claim)
+        return claim is not None
+
+    def look_for_another_runner(self) -> bool:
+        """Has one taken over that this daemon did not spawn? Raises RunDamaged."""
+        found = rundir.read(self.folder, Launched)
+        if found is None or not procs.is_alive(found.runner):
+            return False
+        self.launched, self.runner = found, found.runner
+        return True
 
     def members(self) -> list[Identity]:
         """Every living process of the run but the runner."""

@@ -182,11 +182,6 @@ def read(run_dir: Path, kind: type[_Record]) -> _Record | None:
         raise RunDamaged(f"{path} can't be read: {error}", field=path.name) from error
 
 
-def was_launched(run_dir: Path) -> bool:
-    """Is there a record of its launch? It need not be readable."""
-    return (run_dir / _FILES[Launched]).exists()
-
-
 def _content(path: Path) -> bytes:
     """Whatever stands there, it is neither waited for nor read beyond measure. Raises OSError."""
     # Without O_NONBLOCK the opening of a pipe would wait for a writer.
@@ -275,8 +270,21 @@ def create(run_dir: Path, files: dict[str, bytes], spec: Spec) -> None:
     try:
         sync_directory(run_dir.parent)
     except BaseException:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        discard(run_dir)
         raise
+
+
+def discard(run_dir: Path) -> None:
+    """Removes a run that was never told of. Out of sight first: half removed it would look damaged."""
+    with contextlib.suppress(OSError):
+        run_dir = run_dir.replace(run_dir.with_name(f".{run_dir.name}"))
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def was_launched(run_dir: Path) -> bool:
+    """Has a runner come as far as the launch? It opens the log right before it."""
+    # A record of it need not be readable.
+    return (run_dir / LOG).exists() or (run_dir / _FILES[Launched]).exists()
 
 
 def claim(run_dir: Path) -> int | None:

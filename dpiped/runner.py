@@ -123,12 +123,13 @@ class _Run:
     def follow(self) -> None:
         """Takes over a training whose runner was killed: waits for it by identity, then tidies up."""
         launched = self._launched()
-        if launched is not None:
+        self.child = launched.child if launched else self._find_child()
+        if self.child is not None:
             assert self.me is not None
-            self.child = launched.child
             # Whoever comes next must take this process for the runner, not for a part of the training.
             try:
-                rundir.write(self.run_dir, Launched(self.me, launched.child, launched.at))
+                at = launched.at if launched else time.time()
+                rundir.write(self.run_dir, Launched(self.me, self.child, at))
             except OSError as error:
                 print(f"that another runner took over can't be recorded: {error}", file=sys.stderr)
         while self.child and procs.is_alive(self.child):
@@ -145,6 +146,15 @@ class _Run:
             time.sleep(LOOK_EVERY)
             _reap()
         return None
+
+    def _find_child(self) -> Identity | None:
+        """The launcher, if the runner was killed before it could record it: it leads a session of its own."""
+        leaders = []
+        for who in self._members():
+            found = procs.look(who.pid)
+            if found is not None and found.start == who.start and found.session == found.pid:
+                leaders.append(who)
+        return min(leaders, key=lambda who: who.start, default=None)
 
     def _record_launch(self, pid: int) -> None:
         # Until it is waited for, the child's pid can't be reused, so this look is at the child.

@@ -292,7 +292,7 @@ class Supervisor:
             self._act(self.machine.feed(Launched(live.id)))
             await self.announce()
             alive = live.runner_is_alive()
-        if alive:
+        if alive or (live.launched is not None and self._has_another_runner(live)):
             return False
         if ending.record_of(live, Exit, self.notice) is None and live.members():
             log.warning("the runner of run %s is gone; another one takes over", live.id)
@@ -307,8 +307,14 @@ class Supervisor:
         return True
 
     def _look_for_launch(self, live: LiveRun) -> bool:
+        return self._look(live, live.look_for_launch)
+
+    def _has_another_runner(self, live: LiveRun) -> bool:
+        return self._look(live, live.look_for_another_runner)
+
+    def _look(self, live: LiveRun, look: Callable[[], bool]) -> bool:
         try:
-            return live.look_for_launch()
+            return look()
         except RunDamaged as error:
             self.notice(f"run {live.id} is damaged: {error}")
             return False

@@ -8,7 +8,7 @@ points at which it can be told to die. They are counted from when it was told.
 Beside that it is watched for what a power cut would tell: a file that is renamed before it is synced, a
 rename that is announced before its directory is. And each signal is written down with whom it hits.
 
-`python -m tests.mortal FOLDER` listens on FOLDER/forks until its stdin ends. `tests/test_recovery.py` uses it.
+`python -m tests.mortal FOLDER` listens on FOLDER/forks until its stdin ends, for `tests/test_recovery.py`.
 """
 
 import asyncio
@@ -99,7 +99,8 @@ class Fate:
 
     def _open(self, really: Callable[..., int]) -> Callable[..., int]:
         def wrapped(path: Any, flags: int, *given: Any, **named: Any) -> int:
-            if flags & ANY_WRITE and path != "/dev/null":
+            there = flags & os.O_CREAT or os.path.exists(path)  # noqa: PTH110
+            if flags & ANY_WRITE and there and path != "/dev/null":
                 self.point(f"open {path}")
             return really(path, flags, *given, **named)
 
@@ -232,7 +233,7 @@ class _Daemon:
                 reply = await self._answer(job)
             except DpipedError as error:
                 reply = {"error": type(error).__name__, "message": error.message}
-            except Exception:
+            except Exception:  # noqa: BLE001
                 reply = {"fault": traceback.format_exc()}
             writer.write(json.dumps({"number": job["number"]} | reply).encode() + b"\n")
 
@@ -255,7 +256,13 @@ class _Daemon:
             case "idle":
                 if not await owner.wait_until(lambda: owner.live is None, job["seconds"]):
                     raise Refused(f"still active: {self._view()}")
+            case "launched":
+                if not await owner.wait_until(self._launched_or_over, job["seconds"]):
+                    raise Refused(f"still not launched: {self._view()}")
         return self._view()
+
+    def _launched_or_over(self) -> bool:
+        return self.supervisor.live is None or self.supervisor.live.launched is not None
 
     def _view(self) -> Job:
         live_run, last = self.supervisor.live, self.supervisor.last
@@ -310,7 +317,7 @@ def main() -> None:
             if os.fork() == 0:
                 try:
                     code = _become(job, asking, handles, folder)
-                except BaseException:
+                except BaseException:  # noqa: BLE001
                     traceback.print_exc()
                     code = 70
                 os._exit(code)
