@@ -9,8 +9,8 @@ request: the machine or the daemon went down, or the run failed. After `ATTEMPTS
 failed or broke off without a new checkpoint, it is left to a person. An end by the daemon's own SIGTERM is
 no failure.
 
-Known gap: a run of the same file that a client started, with a secret variable of its own, has to be
-resumed by hand, since its value is written down nowhere.
+Known gap: a run of the same file that a client started with a secret variable that the daemon has not, has
+to be resumed by hand, since its value is written down nowhere.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,10 @@ from msgspec.structs import replace
 from dpiped import checkpoints, history, launch, messages, resume, rundir
 from dpiped.ending import REQUESTED
 from dpiped.errors import InvalidInput, RunDamaged
+from dpiped.redaction import HIDDEN
 from dpiped.rundir import Concluded, Spec, StopAsked
-from dpiped.settings import Settings
-from dpiped.sources import Wanted
+from dpiped.settings import Settings, training_environment
+from dpiped.sources import WANDB_KEY, Wanted
 
 ATTEMPTS = 3
 
@@ -85,7 +86,7 @@ def decide(settings: Settings, runs: Path, config: Path) -> Decision:
         )
     if why := _hopeless([each for each in same if each.spec.completes == spec.completes]):
         return Decision(None, f"DIFFPIPE_CONFIG is not trained again: {why}")
-    return _go_on(runs, config, last, anew)
+    return _go_on(settings, runs, config, last, anew)
 
 
 def _past(runs: Path, source: str) -> Iterator[Past]:
@@ -130,7 +131,7 @@ def _hopeless(same: list[Past]) -> str | None:
     )
 
 
-def _go_on(runs: Path, config: Path, last: Past, anew: Wanted) -> Decision:
+def _go_on(settings: Settings, runs: Path, config: Path, last: Past, anew: Wanted) -> Decision:
     """From the newest whole checkpoint of that run; anew if there is none. Raises DpipedError."""
     why: str | None = "it ended before train.py made a directory"
     folder = history.train_directory(runs / last.run, last.spec)
@@ -142,12 +143,26 @@ def _go_on(runs: Path, config: Path, last: Past, anew: Wanted) -> Decision:
         except OSError as error:
             text = f"run {last.run} can't be looked at to go on from it: {error.strerror}"
             raise InvalidInput(text, field="DIFFPIPE_CONFIG") from error
+        writer = resume.last_writer(runs, folder)
+        if writer is not None and writer != last.run:
+            return Decision(
+                None,
+                f"DIFFPIPE_CONFIG is not trained again: run {writer} went on from its run {last.run} with "
+                "another config; `dpipectl resume` goes on with that",
+            )
         if found.tag is not None:
             # From the file, not from the run's snapshot: the same, but a key is still in it.
-            wanted = resume.plan(runs, messages.Resume(last.run, config=str(config)))
+            request = messages.Resume(last.run, config=str(config), env=_secrets(settings, last.spec))
+            wanted = resume.plan(runs, request)
             return Decision(
                 replace(wanted, service=True),
                 f"DIFFPIPE_CONFIG goes on from {found.tag} of run {last.run}, which {last.how}",
             )
         why = found.why
     return Decision(anew, f"DIFFPIPE_CONFIG begins anew: run {last.run} {last.how}, and {why}")
+
+
+def _secrets(settings: Settings, spec: Spec) -> dict[str, str]:
+    """What the daemon has of the run's variables that are written down nowhere; a key may be in the file."""
+    known = {WANDB_KEY: ""} | training_environment(settings)
+    return {name: known[name] for name, value in spec.env.items() if value == HIDDEN and name in known}

@@ -107,7 +107,7 @@ def complete_checkpoint(train_dir: Path) -> str | None:
     """The tag that `latest` names, if its folder is whole; that is the one DeepSpeed would load."""
     tag = latest_tag(train_dir)
     try:
-        return tag if tag is not None and _flaw(train_dir, tag, 1) is None else None
+        return tag if tag is not None and _flaw(train_dir, tag, 1, _tags(train_dir)) is None else None
     except OSError:
         return None
 
@@ -117,7 +117,7 @@ def look(train_dir: Path, stages: int = 1) -> Found:
     named, why = _latest(train_dir)
     tags = _tags(train_dir)
     if named is not None:
-        wrong = _flaw(train_dir, named, stages)
+        wrong = _flaw(train_dir, named, stages, tags)
         if wrong is None:
             return Found(named)
         why = f"`latest` names {named}, which is not whole ({wrong})"
@@ -125,7 +125,7 @@ def look(train_dir: Path, stages: int = 1) -> Found:
         return Found(None, "it holds no checkpoint")
     limit = step_of(named)
     for step, tag in sorted(tags, reverse=True):
-        if tag != named and (limit is None or step < limit) and _flaw(train_dir, tag, stages) is None:
+        if tag != named and (limit is None or step < limit) and _flaw(train_dir, tag, stages, tags) is None:
             return Found(tag, why)
     return Found(None, f"{why}, and no other checkpoint in it is whole" if len(tags) > 1 else why)
 
@@ -145,13 +145,13 @@ def _tags(train_dir: Path) -> list[tuple[int, str]]:
     return [(step, name) for step, name in found if step is not None]
 
 
-def _flaw(train_dir: Path, tag: str, stages: int) -> str | None:
-    """What is wrong with that checkpoint. Raises OSError.
+def _flaw(train_dir: Path, tag: str, stages: int, tags: list[tuple[int, str]]) -> str | None:
+    """What is wrong with that checkpoint, one of `tags`. Raises OSError.
 
     The model's layers stay the same, so the checkpoint before it, else the one after it, tells them.
     """
     step = step_of(tag)
-    others = [each for each in _tags(train_dir) if each[1] != tag]
+    others = [each for each in tags if each[1] != tag]
     before = [each for each in others if step is not None and each[0] < step]
     beside = max(before) if before else min(others, default=None)
     expected = wholeness.layers(train_dir / beside[1]) if beside else frozenset()

@@ -73,7 +73,7 @@ def trace(runs: Path, plan: Plan) -> Traced:
     """Finds the run, if it is not named, and compares. What hinders the comparison becomes a warning."""
     if plan.resume is None:
         return Traced(plan)
-    origin = plan.spec.resumed_from or _writer(runs, plan.resume.train_dir)
+    origin = plan.spec.resumed_from or last_writer(runs, plan.resume.train_dir)
     if origin is None:
         return Traced(plan)
     plan = replace(plan, spec=replace(plan.spec, resumed_from=origin))
@@ -84,7 +84,7 @@ def trace(runs: Path, plan: Plan) -> Traced:
         return Traced(replace(plan, warnings=(*plan.warnings, text)))
 
 
-def _writer(runs: Path, train_dir: Path) -> str | None:
+def last_writer(runs: Path, train_dir: Path) -> str | None:
     """The newest run that wrote to that folder."""
     for name in rundir.names(runs)[:RUNS_LOOKED_AT]:
         try:
