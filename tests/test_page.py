@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -171,11 +172,13 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
 
 
 def resume(browser: Browser, real: Workspace, run: str) -> str:
-    """Goes on from the run by the page. The new run's id."""
+    """Goes on from the run by the page, after a save that was cut off. The new run's id."""
+    (Path(real.json("show", run)["train_dir"]) / "epoch1/tmp").mkdir(parents=True)
     browser.press("Resume…")
     browser.until("dialog", f"of run {run}")
     assert "The form's settings are the same." in browser.text("dialog")
     browser.press("Resume", "dialog")
+    browser.until(".toast.error", "Removed epoch1/tmp of ")
     browser.until(".status .pill", "Running", 60)
     again = the_run(real)
     assert again != run and browser.text("#run-title") == again

@@ -148,7 +148,10 @@ export async function resume(detail) {
 					...secret,
 					...(number() === null ? {} : { num_gpus: number() }),
 				});
-			return post("train/resume", { run: id, num_gpus: number(), ...secret });
+			const begun = await post("train/resume", { run: id, num_gpus: number(), ...secret });
+			// It runs; but perhaps not from the checkpoint that was named.
+			for (const warning of begun.warnings) toast(sentence(warning), "error");
+			return begun;
 		}),
 	);
 	return chosen !== null;
