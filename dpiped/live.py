@@ -171,6 +171,8 @@ class LiveRun:
                 await self._take_in(chunk)
             if gained or not self._follower.opened:
                 self._silence.heard(quiet)
+            else:
+                self._silence.listen()
             self._caught_up = self._caught_up or first
             return gained
 
@@ -200,12 +202,14 @@ class LiveRun:
 
     def silent_too_long(self) -> str | None:
         """Why the run is to be ended: it hangs, and `DIFFPIPE_HANG_TIMEOUT` says how long that may last."""
+        if not self._silence.too_long:
+            return None
         said = self.progress.snapshot()
         return self._silence.fault(said.phase, hang(said))
 
     def silence(self) -> str | None:
         """What `status` says about it. Its change is to be announced, as nothing else changes then."""
-        return self._silence.warning(self.progress.snapshot().phase)
+        return self._silence.warning(self.progress.snapshot().phase) if self._silence.lasts else None
 
     def look_for_files(self) -> None:
         """Finds the directory that train.py made and links its event files; not more than once a second."""

@@ -124,7 +124,9 @@ class LogVerbs:
     def _has_lines(self, run: str, after: int | None) -> bool:
         """A follower that is behind must not wait for the log to grow, nor one whose log was truncated."""
         live = named.active(self._supervisor, run)
-        return live is not None and after is not None and (live.ring.next > after or live.ring.end < after)
+        if live is None or after is None:
+            return False
+        return live.ring.next > after or (live.ring.next > 0 and live.ring.end < after)
 
     def _run_of(self, request: messages.ReadLog) -> str:
         if request.pid is None:

@@ -197,3 +197,21 @@ def test_recycled_pid_is_never_signalled(dpiped: Workspace, stranger: "subproces
     assert dpiped.status()["state"] == "idle"
     assert dpiped.until_ended(dpiped.start(dpiped.config(steps=1)))["outcome"] == "completed"
     assert stranger.poll() is None
+
+
+def test_a_daemon_that_stood_still_takes_nobody_for_silent(workspace: Workspace) -> None:
+    # As in a container that was paused: the training stood still as well.
+    run = hanging(workspace, "well_behaved", "3", until=str(workspace.go))
+    workspace.until_step(2)
+    assert workspace.daemon is not None
+    whole = [workspace.daemon.pid, *processes_of_run(run)]
+    for pid in whole:
+        os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 4
+    wait_until(lambda: time.monotonic() > until, "longer than the timeout", every=0.1)
+    for pid in whole:
+        os.kill(pid, signal.SIGCONT)
+    step = workspace.status()["run"]["step"]
+    workspace.until_step(step + 50)
+    workspace.go.touch()
+    assert workspace.until_ended(run)["outcome"] == "completed"

@@ -153,7 +153,10 @@ class Feed:
             except Unreachable:
                 await asyncio.sleep(RETRY_EVERY)
         page = Page(log_event(run, reply), reply.next, reply.end, reply.current, reply.eof)
-        if reply.lines:
+        if reply.next < after:
+            # The log was truncated: pages kept are of another one.
+            self._forget(run)
+        elif reply.lines:
             self._keep(run, after, page if reply.eof else msgspec.structs.replace(page, current=None))
         return page
 
@@ -170,6 +173,11 @@ class Feed:
         self._kept_bytes += _weight(page) - (_weight(before) if before else 0)
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= _weight(self._kept.popitem(last=False)[1])
+
+    def _forget(self, run: str) -> None:
+        self._edge.pop(run, None)
+        for key in [key for key in self._kept if key[0] == run]:
+            self._kept_bytes -= _weight(self._kept.pop(key))
 
     async def _watch(self) -> None:
         """Keeps `status` as it is, for as long as the shim lives."""

@@ -125,7 +125,12 @@ RUN_PATH = Parameter(
     {"type": "string", "pattern": f"^{api.RUN}$", "examples": ["last"]},
     "path",
 )
-CURSOR = Parameter("after", "A cursor: a byte offset in the log.", _whole(0, api.LARGEST_CURSOR))
+CURSOR = Parameter(
+    "after",
+    "A cursor: a byte offset in the log. One behind its end is of a log that was truncated since, which is "
+    "read from its start.",
+    _whole(0, api.LARGEST_CURSOR),
+)
 
 CONTROLPILOT = (
     Operation(
