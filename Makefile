@@ -7,7 +7,7 @@ PRETTIER := $(VENV)/npm/node_modules/.bin/prettier --log-level warn --print-widt
 PAGE := dpipectl/http/static/*.js dpipectl/http/static/*.css
 SOURCES := $(shell find dpiped dpipectl -name '*.py') $(wildcard dpipectl/http/static/*)
 
-.PHONY: demo test together check format bench quality docs clean
+.PHONY: demo test together check format bench quality fuzz docs clean
 
 demo: $(VENV)/.project
 	$(BIN)/python -m tools.demo
@@ -36,17 +36,26 @@ bench: $(VENV)/.project
 quality: $(VENV)/.project
 	$(BIN)/python -m tools.quality
 
+# Of the parsers, FUZZ_SECONDS in all (ten minutes). What atheris is, only this needs.
+FUZZ_SECONDS := 600
+fuzz: $(VENV)/.project
+	$(BIN)/pip install --quiet -c constraints.txt "$$($(BIN)/python -c '$(FUZZ_NEEDS)')"
+	$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
+
 docs: $(VENV)/.project
 	$(BIN)/python docs/generate_protocol.py
 
 clean:
-	rm -rf $(VENV) .demo .quality build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
+	rm -rf $(VENV) .demo .quality .fuzz build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
 
 # What the project needs, once; the constraints keep torch to a known build. The pip that comes with Python 3.11
 # takes twice as long. Compiling is left to all cores, without a third of it that nobody imports; some packages
 # ship files of other Pythons, which can't be compiled.
 NEEDS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*p["dependencies"], *sum(p["optional-dependencies"].values(), []), sep="\n")
+	more = p["optional-dependencies"]; del more["fuzz"]; \
+	print(*p["dependencies"], *sum(more.values(), []), sep="\n")
+FUZZ_NEEDS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(p["optional-dependencies"]["fuzz"][0])
 $(VENV)/.needs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("dpiped needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)

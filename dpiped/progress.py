@@ -98,7 +98,7 @@ class Progress:
         self._epoch: int | None = None
         self._loss: float | None = None
         self._rate: float | None = None
-        self._times: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._times: deque[float | None] = deque(maxlen=RECENT_STEPS)
         self._steps_per_epoch: int | None = None
         self._gap = 1
         self._batch: int | None = None
@@ -126,6 +126,7 @@ class Progress:
             self._read(text + b"\n")
 
     def snapshot(self) -> Snapshot:
+        times = [seconds for seconds in self._times if seconds is not None]
         return Snapshot(
             phase=self._phase,
             detail=self._present_detail(),
@@ -134,7 +135,7 @@ class Progress:
             epoch=self._epoch,
             loss=self._loss,
             samples_per_second=self._rate,
-            seconds_per_step=sum(self._times) / len(self._times) if self._times else None,
+            seconds_per_step=sum(times) / len(times) if times else None,
             steps_per_epoch=self._steps_per_epoch,
             global_batch=self._batch,
             checkpoint=_text(self._checkpoint),
@@ -157,12 +158,10 @@ class Progress:
         """`text` ends with a line end."""
         self._tail = (self._tail + text[-TAIL_LIMIT:])[-TAIL_LIMIT:]
         steps = list(STEP.finditer(text))
-        self._read_epochs(text, steps)
-        if steps:
-            previous = int(steps[-2][1]) if len(steps) > 1 else self._step or 0
-            self._gap = int(steps[-1][1]) - previous
+        resumed = self._read_epochs(text, steps)
         for match in steps[-RECENT_STEPS:]:
             self._read_step(match)
+        self._step = self._step if resumed is None else resumed
         if steps and self._first_step is None:
             self._first_step = int(steps[0][1])
         self._read_phase(text, steps[-1].start() if steps else -1)
@@ -172,28 +171,37 @@ class Progress:
         self._step = int(match[1])
         self._loss = _number(match[2])
         self._rate = _number(match[4])
-        seconds = _number(match[3])
-        if seconds is not None:
-            self._times.append(seconds)
+        self._times.append(_number(match[3]))
 
-    def _read_epochs(self, text: bytes, steps: list[re.Match[bytes]]) -> None:
-        """The last step before an epoch's first line tells how many steps an epoch has."""
-        resumed = _last(RESUMED, b"Resuming at epoch: ", text)
-        if resumed:
-            self._epoch = int(resumed[1])
-            self._step = max(int(resumed[2]) - 1, 0)
-        if b"Started new epoch: " not in text:
-            return
+    def _read_epochs(self, text: bytes, steps: list[re.Match[bytes]]) -> int | None:
+        """The last step before an epoch's first line tells how many steps an epoch has.
+
+        Returns the step that a resume begins after, if it is what was said last.
+        """
+        needles = ((b"Started new epoch: ", EPOCH), (b"Resuming at epoch: ", RESUMED))
+        marks = [match for needle, pattern in needles if needle in text for match in pattern.finditer(text)]
+        if not marks:
+            if steps:
+                self._gap = int(steps[-1][1]) - (int(steps[-2][1]) if len(steps) > 1 else self._step or 0)
+            return None
         starts = [match.start() for match in steps]
-        printed = [self._step or 0, *(int(match[1]) for match in steps)]
-        for match in EPOCH.finditer(text):
-            before = bisect_left(starts, match.start())
+        printed = [int(match[1]) for match in steps]
+        # What was known before the first step, and after each.
+        known = [self._step or 0, *printed]
+        before, resumed = 0, False
+        for match in sorted(marks, key=re.Match.start):
+            before, resumed = bisect_left(starts, match.start()), resumed and before == len(steps)
             self._epoch = int(match[1])
-            self._gap = printed[before] - printed[before - 1] if before else self._gap
-            if printed[before] and self._epoch > 1:
+            if match.re is RESUMED:
+                known[before], resumed = max(int(match[2]) - 1, 0), before == len(steps)
+                continue
+            self._gap = printed[before - 1] - known[before - 1] if before else self._gap
+            if known[before] and self._epoch > 1:
                 # With steps_per_print above 1 an epoch's last steps are not printed: the most it can be.
-                most = printed[before] + max(self._gap, 1) - 1
+                most = known[before] + max(self._gap, 1) - 1
                 self._steps_per_epoch = most // (self._epoch - 1)
+        self._gap = printed[-1] - known[-2] if printed else self._gap
+        return known[-1] if resumed else None
 
     def _read_phase(self, text: bytes, last_step: int) -> None:
         marks = [(text.rfind(needle), needle, phase) for needle, phase in PHASE_MARKS]
@@ -208,9 +216,9 @@ class Progress:
         bar = _BAR.search(line)
         # A bar moves on; what stays is what it is of.
         self._detail = (line[: bar.start()].rstrip(b" :") if bar else line)[:200]
-        if b"Global batch size = " in seen and (batch := _BATCH.search(text, seen[b"Global batch size = "])):
+        if b"Global batch size = " in seen and (batch := _last(_BATCH, b"Global batch size = ", text)):
             self._batch = int(batch[1])
-            self._epoch = self._epoch or 1
+            self._epoch = 1 if self._epoch is None else self._epoch
         if b"is about to be saved!" in seen:
             checkpoint = _last(_CHECKPOINT, b"Checkpoint global_step", text)
             self._checkpoint = checkpoint[1] if checkpoint else self._checkpoint
@@ -242,7 +250,9 @@ class Progress:
 def _last(pattern: re.Pattern[bytes], needle: bytes, text: bytes) -> re.Match[bytes] | None:
     """The last match; `needle` is the literal that begins it, found in C."""
     at = text.rfind(needle)
-    return pattern.search(text, at) if at >= 0 else None
+    while at >= 0 and not (found := pattern.match(text, at)):
+        at = text.rfind(needle, 0, at)
+    return found if at >= 0 else None
 
 
 def _line_at(text: bytes, at: int) -> bytes:
