@@ -1,6 +1,7 @@
 """What is secret or private stays so: variables, files of a run, whatever the umask is."""
 
 import os
+import re
 import signal
 import stat
 from pathlib import Path
@@ -9,13 +10,13 @@ import msgspec
 import pytest
 
 from dpipectl.launching import environment
-from dpiped import messages, redaction
+from dpiped import messages, redaction, settings
 from dpiped.errors import InvalidInput
 from dpiped.form import Form
 from dpiped.rundir import Launched, read
 from dpiped.sources import Wanted
 from tests.harness import BIN, Workspace, processes_of_run
-from tests.helpers import wait_until
+from tests.helpers import HERE, wait_until
 from tests.test_wandb_key import KEY, WANDB, holders
 from tests.web import Shim
 
@@ -130,3 +131,16 @@ def test_what_is_written_is_private_whatever_the_umask(workspace: Workspace, uma
     # They hold no key, and other programs read them.
     published = list((workspace.root / "configs/fresh").iterdir())
     assert {stat.S_IMODE(path.stat().st_mode) for path in published} == {0o644} and len(published) == 2
+
+
+# --- the document
+
+
+def test_the_document_names_the_environment_as_it_is_and_tests_that_there_are() -> None:
+    text = (HERE.parent / "docs/security.md").read_text()
+    for name in ("ENVIRONMENT_FOR_TRAINING", "ENVIRONMENT_FOR_TENSORBOARD"):
+        told = re.search(rf"<!-- {name}, [^\n]*-->\n```\n(.*?)```", text, re.DOTALL)
+        assert told is not None and told[1].split() == getattr(settings, name)
+    named = set(re.findall(r"`(test_\w+)`", text))
+    code = "\n".join(path.read_text() for path in HERE.glob("test_*.py"))
+    assert len(named) > 30 and named - set(re.findall(r"^def (test_\w+)", code, re.MULTILINE)) == set()
