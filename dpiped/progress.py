@@ -188,9 +188,9 @@ class Progress:
         printed = [int(match[1]) for match in steps]
         # What was known before the first step, and after each.
         known = [self._step or 0, *printed]
-        before, resumed = 0, False
+        resumed = False
         for match in sorted(marks, key=re.Match.start):
-            before, resumed = bisect_left(starts, match.start()), resumed and before == len(steps)
+            before = bisect_left(starts, match.start())
             self._epoch = int(match[1])
             if match.re is RESUMED:
                 known[before], resumed = max(int(match[2]) - 1, 0), before == len(steps)
