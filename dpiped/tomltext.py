@@ -1,7 +1,7 @@
 """TOML from elsewhere, read in a time that grows with its length only.
 
 Why: the time that Python's parser takes grows with the square of a key's dotted parts; a file of a mebibyte
-that is one such key would keep the daemon for hours. No config has a key of many parts.
+that is one such key would keep the daemon for an hour. No config has a key of many parts.
 
 Known gap: none.
 """
