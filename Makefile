@@ -7,7 +7,7 @@ PRETTIER := $(VENV)/npm/node_modules/.bin/prettier --log-level warn --print-widt
 PAGE := dpipectl/http/static/*.js dpipectl/http/static/*.css
 SOURCES := $(shell find dpiped dpipectl -name '*.py') $(wildcard dpipectl/http/static/*)
 
-.PHONY: demo test together check format bench quality fuzz docs clean
+.PHONY: demo test together check format bench quality fuzz soak docs clean
 
 demo: $(VENV)/.project
 	$(BIN)/python -m tools.demo
@@ -41,6 +41,12 @@ FUZZ_SECONDS := 600
 fuzz: $(VENV)/.project
 	$(BIN)/pip install --quiet -c constraints.txt "$$($(BIN)/python -c '$(FUZZ_NEEDS)')"
 	$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
+
+# Half an hour of runs that end in every way; docs/soak.md.
+SOAK_MINUTES ?= 30
+SOAK_RUNS ?= 200
+soak: $(VENV)/.project
+	$(BIN)/python -m tools.soak --minutes $(SOAK_MINUTES) --runs $(SOAK_RUNS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
 docs: $(VENV)/.project
 	$(BIN)/python docs/generate_protocol.py

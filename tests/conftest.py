@@ -18,7 +18,7 @@ FIRST = (
     "test_trainer_exact test_training test_faults test_page test_systemd test_adapter test_runs "
     "test_trainer.py test_http_schema test_tensorboard test_supervisord test_recovery test_resume "
     "test_http_events test_stopping test_trainer_refusals test_http.py test_controlpilot test_http_guard "
-    "test_judge test_gpus"
+    "test_judge test_gpus test_soak"
 ).split()
 """What the names of the slow files begin with. A long file that begins last leaves a core idle.
 
