@@ -27,9 +27,10 @@ from dpiped.settings import RUN_MARKER
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
-EXEC_TAKES = 0.001
+EXEC_TAKES = 0.05
+EXEC_LOOK_EVERY = 0.001
 LOOKS_AT_EMPTY = 6
-"""A process that executes a program has no environment for a moment (a fraction of that many seconds)."""
+"""A process that executes a program has no environment for a moment: 0.1 ms, on a busy machine longer."""
 
 
 class Process(Struct, frozen=True):
@@ -51,11 +52,9 @@ def boot_id() -> str:
 def look(pid: int) -> Process | None:
     """The process that has this pid now, or None."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        fields = _fields(pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field is the name in parentheses and may hold anything, parentheses and spaces too.
-    fields = text[text.rindex(b")") + 2 :].split()
     return Process(
         pid=pid,
         parent=int(fields[1]),
@@ -63,6 +62,13 @@ def look(pid: int) -> Process | None:
         start=int(fields[19]),
         zombie=fields[0] in (b"Z", b"X"),
     )
+
+
+def _fields(pid: int) -> list[bytes]:
+    """Those of /proc/PID/stat from the third on. Raises OSError."""
+    text = Path(f"/proc/{pid}/stat").read_bytes()
+    # The second field is the name in parentheses and may hold anything, parentheses and spaces too.
+    return text[text.rindex(b")") + 2 :].split()
 
 
 def identify(pid: int) -> Identity | None:
@@ -177,13 +183,17 @@ def _descends(pid: int, roots: set[int], living: dict[int, Process]) -> bool:
 def _marked(pids: Iterable[int], run: str) -> set[int]:
     """Those with the run's marker in their environment."""
     marker = f"{RUN_MARKER}={run}".encode()
-    found, unknown = set(), set(pids)
-    for looks in range(LOOKS_AT_EMPTY):
-        if looks and unknown:
-            time.sleep(EXEC_TAKES)
+    found, unknown, looks = set(), set(pids), 0
+    until = time.monotonic() + EXEC_TAKES
+    while unknown:
         environments = {pid: _environment(pid) for pid in unknown}
         found |= {pid for pid, words in environments.items() if words and marker in words}
         unknown = {pid for pid, words in environments.items() if words == []}
+        looks += 1
+        if looks >= LOOKS_AT_EMPTY and (time.monotonic() > until or not any(map(_executes, unknown))):
+            break
+        if unknown:
+            time.sleep(EXEC_LOOK_EVERY)
     return found
 
 
@@ -193,3 +203,12 @@ def _environment(pid: int) -> list[bytes] | None:
         return [word for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if word]
     except OSError:
         return None
+
+
+def _executes(pid: int) -> bool:
+    """Has it no place for an environment yet? The kernel gives it one last."""
+    try:
+        fields = _fields(pid)
+    except OSError:
+        return False
+    return fields[0] not in (b"Z", b"X") and fields[48] == b"0"

@@ -72,7 +72,7 @@ class Forks:
             words, env={**os.environ, **mark}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self.process.stdout is not None and self.process.stdout.readline() == b"ready\n"
-        self.stranger = subprocess.Popen(["sleep", "1000"])
+        self.stranger = subprocess.Popen(["sleep", "1000000"])
         self.made = 0
 
     def fork(self, job: mortal.Job, *handles: int) -> int:

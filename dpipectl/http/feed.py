@@ -7,7 +7,7 @@ slower.
 
 A follower that is too slow for what is kept has its pages read from the file again, a few at a time.
 
-Known gap: the pages kept are the shim's memory, up to `KEPT_BYTES`.
+Known gap: the pages kept are the shim's memory, up to `KEPT_BYTES`, of the `KEPT_RUNS` last read.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from dpiped import messages
 from dpiped.errors import DpipedError, Unreachable
 
 KEPT_BYTES = 48 << 20
+KEPT_RUNS = 8
 PAGE_LINES = 5000
 WAIT = 10.0
 RETRY_EVERY = 0.3
@@ -165,9 +166,9 @@ class Feed:
         return await self._daemon.ask(request, messages.LogLines, wait)
 
     def _keep(self, run: str, after: int, page: Page) -> None:
-        self._edge[run] = max(self._edge.get(run, 0), page.next)
-        while len(self._edge) > 100:
-            self._edge.pop(next(iter(self._edge)))
+        self._edge[run] = max(self._edge.pop(run, 0), page.next)
+        if len(self._edge) > KEPT_RUNS:
+            self._forget(next(iter(self._edge)))
         before = self._kept.pop((run, after), None)
         self._kept[run, after] = page
         self._kept_bytes += _weight(page) - (_weight(before) if before else 0)
@@ -175,6 +176,7 @@ class Feed:
             self._kept_bytes -= _weight(self._kept.popitem(last=False)[1])
 
     def _forget(self, run: str) -> None:
+        """Short runs would fill the memory with what nobody asks for any more."""
         self._edge.pop(run, None)
         for key in [key for key in self._kept if key[0] == run]:
             self._kept_bytes -= _weight(self._kept.pop(key))
