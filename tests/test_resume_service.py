@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dpiped import rundir, service
+from dpiped import autostart, rundir
 from dpiped.rundir import Concluded, StopAsked
 from dpiped.settings import load
 from tests.harness import Workspace, processes_of_run
@@ -154,7 +154,7 @@ def test_a_config_that_fails_is_not_tried_for_ever(workspace: Workspace) -> None
     unit = Service(workspace)
     workspace.config("raises", name="service")
     ended: list[str] = []
-    for _ in range(service.ATTEMPTS):
+    for _ in range(autostart.ATTEMPTS):
         unit.start()
 
         def another() -> Any:
@@ -167,7 +167,7 @@ def test_a_config_that_fails_is_not_tried_for_ever(workspace: Workspace) -> None
         workspace.end_daemon()
     unit.start()
     said = unit.notice("is not trained again")
-    assert f"its last {service.ATTEMPTS} runs failed or broke off without a new checkpoint" in said
+    assert f"its last {autostart.ATTEMPTS} runs failed or broke off without a new checkpoint" in said
     assert "illegal memory access" in said
     assert [run["id"] for run in workspace.json("runs")] == ended[::-1]
 
@@ -181,7 +181,7 @@ class History:
         self.runs = workspace.runs_dir
         self.runs.mkdir(parents=True)
         self.train_dir = workspace.root / "outputs/20260101_00-00-00"
-        anew = service.decide(self.settings, self.runs, self.config).wanted
+        anew = autostart.decide(self.settings, self.runs, self.config).wanted
         assert anew is not None and anew.resume is None
         from dpiped import launch
 
@@ -209,7 +209,7 @@ class History:
 
     def decide(self) -> tuple[str | None, str]:
         """(the folder to go on in, "" for a beginning, None for nothing; what is said)"""
-        decision = service.decide(self.settings, self.runs, self.config)
+        decision = autostart.decide(self.settings, self.runs, self.config)
         if decision.wanted is None:
             return None, decision.notice or ""
         assert decision.wanted.service and decision.wanted.config == self.config
