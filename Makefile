@@ -7,7 +7,7 @@ PRETTIER := $(VENV)/npm/node_modules/.bin/prettier --log-level warn --print-widt
 PAGE := dpipectl/http/static/*.js dpipectl/http/static/*.css
 SOURCES := $(shell find dpiped dpipectl -name '*.py') $(wildcard dpipectl/http/static/*)
 
-.PHONY: demo test together check format bench quality fuzz soak docs clean
+.PHONY: demo test together check format bench quality faults fuzz soak docs clean
 
 demo: $(VENV)/.project
 	$(BIN)/python -m tools.demo
@@ -35,6 +35,14 @@ bench: $(VENV)/.project
 
 quality: $(VENV)/.project
 	$(BIN)/python -m tools.quality
+
+# The tests that docs/faults.md names, FAULT_ROUNDS times in a row.
+FAULT_ROUNDS := 3
+faults: $(VENV)/.project
+	for round in $$(seq $(FAULT_ROUNDS)); do \
+		$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone' \
+			-k "$$(grep -oE '`test_[a-z_]+`' docs/faults.md | tr -d '`' | sort -u | paste -sd '|' | sed 's/|/ or /g')" || exit; \
+	done
 
 # Of the parsers, FUZZ_SECONDS in all (ten minutes). What atheris is, only this needs.
 FUZZ_SECONDS := 600

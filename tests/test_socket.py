@@ -47,7 +47,7 @@ def socket_of(workspace: Workspace) -> Path:
     return Path(workspace.env["DIFFPIPE_SOCKET"])
 
 
-def test_a_deleted_socket_file_comes_back_and_nobody_is_disconnected(dpiped: Workspace) -> None:
+def test_socket_file_deleted_comes_back_and_nobody_is_disconnected(dpiped: Workspace) -> None:
     path = socket_of(dpiped)
     followed = dpiped.client()
     assert isinstance(followed.call(messages.GetStatus()), messages.Status)
