@@ -99,9 +99,10 @@ class Fate:
 
     def _open(self, really: Callable[..., int]) -> Callable[..., int]:
         def wrapped(path: Any, flags: int, *given: Any, **named: Any) -> int:
-            there = flags & os.O_CREAT or os.path.exists(path)  # noqa: PTH110
+            whole = _whole(path, named.get("dir_fd"))
+            there = flags & os.O_CREAT or os.path.exists(whole)  # noqa: PTH110
             if flags & ANY_WRITE and there and path != "/dev/null":
-                self.point(f"open {path}")
+                self.point(f"open {whole}")
             return really(path, flags, *given, **named)
 
         return wrapped
@@ -123,12 +124,14 @@ class Fate:
 
         return wrapped
 
-    def _replace(self, source: Any, target: Any) -> None:
-        self.point(f"rename to {target}")
-        if os.path.realpath(source) in self.unsynced:
+    def _replace(self, source: Any, target: Any, **folders: Any) -> None:
+        whole = _whole(source, folders.get("src_dir_fd"))
+        becomes = _whole(target, folders.get("dst_dir_fd"))
+        self.point(f"rename to {becomes}")
+        if os.path.realpath(whole) in self.unsynced:
             self.note("faults", f"{source} is renamed to {target} before it is synced")
-        self._really["replace"](source, target)
-        self.unsynced.add(os.path.realpath(os.path.dirname(target)))  # noqa: PTH120
+        self._really["replace"](source, target, **folders)
+        self.unsynced.add(os.path.realpath(os.path.dirname(becomes)))  # noqa: PTH120
 
     def _signal(self, really: Callable[[int, int], None]) -> Callable[[int, int], None]:
         def wrapped(handle: int, number: int) -> None:
@@ -160,6 +163,11 @@ class _Written(io.FileIO):
     def truncate(self, size: int | None = None) -> int:
         self._fate.point(f"truncate {_path_of(self.fileno())}")
         return super().truncate(size)
+
+
+def _whole(path: Any, folder: int | None) -> str:
+    """The path, where it is given from an open directory."""
+    return os.fspath(path) if folder is None else os.path.join(_path_of(folder), os.fspath(path))  # noqa: PTH118
 
 
 def _path_of(handle: int) -> str:
@@ -246,7 +254,8 @@ class _Daemon:
         match job["do"]:
             case "start":
                 self.runner_dies, self.fate.left = job["runner_dies"], job["dies"]
-                setattr(launch, "_new_id", lambda: job["run"])  # noqa: B010
+                assert callable(launch.new_id)
+                launch.new_id = lambda *_: job["run"]
                 await owner.start(Wanted(config=Path(job["config"])))
                 for path in self.fate.unsynced & {str(owner.runs), str(owner.runs / job["run"])}:
                     self.fate.note("faults", f"announced before {path} is synced")

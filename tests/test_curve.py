@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from dpipectl.client import Failed
 from dpipectl.http.app import create_app
 from dpipectl.http.guard import Policy
 from dpiped import curve, messages
@@ -212,9 +213,8 @@ def test_a_live_curve_and_that_of_a_past_run(workspace: Workspace) -> None:
     assert past["points"][24] == [25, 25, 0.04, 0.04, 0.04]
     assert shim.get("/runs/last/series", points=9)[0] == 422
     log.unlink()
-    empty = workspace.ask(messages.ReadSeries())
-    assert isinstance(empty, messages.Series)
-    assert (empty.run, empty.width, empty.points, empty.last, empty.eof) == (run, 1, (), None, True)
+    with pytest.raises(Failed, match=r"output\.log is gone"):
+        workspace.ask(messages.ReadSeries())
 
 
 def test_a_curve_is_waited_for_longer_than_other_answers(

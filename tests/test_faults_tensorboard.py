@@ -15,7 +15,7 @@ from tests.helpers import require, wait_until
 pytestmark = pytest.mark.timeout(60)
 CRASHING = """
 import os, sys, time
-with open(os.environ["TRIED"], "a") as file:
+with open(os.environ["TENSORBOARD_TRIED"], "a") as file:
     file.write(f"{time.monotonic()}\\n")
 sys.exit("OSError: the words of a crash")
 """
@@ -39,7 +39,7 @@ def test_tensorboard_crash_loop_backs_off_and_says_why(board: Workspace) -> None
     (package / "__init__.py").touch()
     (package / "main.py").write_text(CRASHING)
     tried = board.root / "tried"
-    board.start_daemon(PYTHONPATH=str(package.parent), TRIED=str(tried))
+    board.start_daemon(PYTHONPATH=str(package.parent), TENSORBOARD_TRIED=str(tried))
     assert board.daemon is not None
     run = board.start(board.config(until=str(board.go)))
 
