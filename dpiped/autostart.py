@@ -68,9 +68,17 @@ def decide(settings: Settings, runs: Path, config: Path) -> Decision:
     """Raises DpipedError if the config can't be trained, or the run can't be looked at."""
     anew = Wanted(config=config, args=settings.extra_args, service=True)
     spec = launch.make(settings, anew).spec
+    if damaged := _newest_is_damaged(runs, spec.source):
+        return Decision(
+            None,
+            f"DIFFPIPE_CONFIG is not trained again: the records of its newest run {damaged} are damaged; "
+            "`dpipectl start` begins anew",
+        )
     past = list(_past(runs, spec.source))
     same = [each for each in past if each.spec.digest == spec.digest]
     if why := _settled(same, spec):
+        return Decision(None, f"DIFFPIPE_CONFIG is not trained again: {why}")
+    if why := _hopeless([each for each in same if each.spec.completes == spec.completes]):
         return Decision(None, f"DIFFPIPE_CONFIG is not trained again: {why}")
     if settings.resume == "never":
         return Decision(anew)
@@ -84,9 +92,24 @@ def decide(settings: Settings, runs: Path, config: Path) -> Decision:
             f"DIFFPIPE_CONFIG begins anew: the file or its data set file has changed since run {last.run}, "
             f"which {last.how}",
         )
-    if why := _hopeless([each for each in same if each.spec.completes == spec.completes]):
-        return Decision(None, f"DIFFPIPE_CONFIG is not trained again: {why}")
     return _go_on(settings, runs, config, last, anew)
+
+
+def _newest_is_damaged(runs: Path, source: str) -> str | None:
+    """The newest run of that file, if how it ended can't be read: it may have been stopped by request."""
+    for name in rundir.names(runs):
+        try:
+            spec = rundir.read(runs / name, Spec)
+        except RunDamaged:
+            continue
+        if spec is None or spec.source != source:
+            continue
+        try:
+            concluded, _ = rundir.read(runs / name, Concluded), rundir.read(runs / name, StopAsked)
+        except RunDamaged:
+            return name
+        return None if concluded is not None else name
+    return None
 
 
 def _past(runs: Path, source: str) -> Iterator[Past]:

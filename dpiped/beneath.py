@@ -24,17 +24,18 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | _NO_LINK
 
 
 @contextlib.contextmanager
-def directory(path: Path, make: bool = False) -> Iterator[int]:
+def directory(path: Path, make: bool = False, listed: bool = True) -> Iterator[int]:
     """A descriptor of the directory at a resolved path. `make`: and of what is missing on the way.
 
-    Raises OSError, ELOOP for a link.
+    Not `listed`: only files in it are opened, which is allowed in more directories. Raises OSError, ELOOP
+    for a link.
     """
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{path} is not resolved")
     handle = os.open(path.anchor, _STEP)
     try:
         for number, name in enumerate(path.parts[1:], 2):
-            below = _enter(handle, name, _FOLDER if number == len(path.parts) else _STEP, make)
+            below = _enter(handle, name, _FOLDER if listed and number == len(path.parts) else _STEP, make)
             os.close(handle)
             handle = below
         yield handle
@@ -58,16 +59,17 @@ def subdirectory(folder: int, name: str) -> contextlib.AbstractContextManager[in
 
 def read(path: Path, limit: int) -> bytes:
     """At most so many bytes of the file at a resolved path. Raises OSError, also for what is no file."""
-    with directory(path.parent) as folder:
+    with directory(path.parent, listed=False) as folder:
         return read_in(folder, path.name, limit)
 
 
 def read_in(folder: int, name: str, limit: int) -> bytes:
     """The same for a file that is right below."""
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | _NO_LINK, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a file", name)
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is not a file", name)
         return file.read(limit)
 
 
@@ -92,7 +94,12 @@ def replace_in(folder: int, name: str, data: bytes, mode: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
         raise
-    os.fsync(folder)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # Some network file systems can't do that to a directory; the file is there all the same.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def overwrite_in(folder: int, name: str, data: bytes, filler: bytes = b"\n") -> None:
@@ -107,20 +114,20 @@ def overwrite_in(folder: int, name: str, data: bytes, filler: bytes = b"\n") -> 
 
 def touch(path: Path) -> None:
     """An empty file at a resolved path, or the one that is there. Raises OSError."""
-    with directory(path.parent) as folder:
+    with directory(path.parent, listed=False) as folder:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | _NO_LINK
         os.close(os.open(path.name, flags, 0o666, dir_fd=folder))
 
 
 def remove(path: Path) -> None:
     """Removes the file, or the link, at a resolved path, if it is there. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError), directory(path.parent) as folder:
+    with contextlib.suppress(FileNotFoundError), directory(path.parent, listed=False) as folder:
         os.unlink(path.name, dir_fd=folder)
 
 
 def link(path: Path, target: Path) -> bool:
     """Makes a link at a resolved path, and its folder. False if something stands there. Raises OSError."""
-    with directory(path.parent, make=True) as folder:
+    with directory(path.parent, make=True, listed=False) as folder:
         try:
             os.symlink(target, path.name, dir_fd=folder)
         except FileExistsError:

@@ -16,9 +16,9 @@ Known gap: after such a step back, a folder of the training given up that has a 
 be taken, if what `latest` names is spoilt as well.
 """
 
+import errno
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,14 +75,14 @@ def latest_tag(train_dir: Path) -> str | None:
 def _latest(train_dir: Path) -> tuple[str | None, str]:
     """What `latest` names, or why it names nothing. Raises OSError if it is there and can't be read."""
     try:
-        # A pipe of that name would keep us waiting, and a larger file is no `latest`.
-        handle = os.open(train_dir / LATEST, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # A link could lead to a file whose content is nobody's business, a pipe would keep us waiting.
+        text = beneath.read(train_dir.resolve() / LATEST, 1024)
     except FileNotFoundError:
         return None, "`latest` is missing"
-    try:
-        text = os.read(handle, 1024) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL):
+            return None, "`latest` is no file"
+        raise
     name = text.decode(errors="replace").strip()
     if not name:
         return None, "`latest` is empty"

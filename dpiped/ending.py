@@ -94,8 +94,7 @@ def conclude_run(live: LiveRun, notice: Notice, unrecorded: Unrecorded) -> messa
     """Names the outcome, records it, and tidies up what the trainer was told by files."""
     live.progress.finish()
     exit_, asked = record_of(live, Exit, notice), record_of(live, StopAsked, notice)
-    on_disk = checkpoints.newest_whole(live.train_dir) if live.train_dir else None
-    concluded = conclude(exit_, asked, live.progress.snapshot(), live.spec.completes, on_disk)
+    concluded = conclude(exit_, asked, live.progress.snapshot(), live.spec.completes, live.on_disk)
     if exit_ is None and concluded.outcome == "unknown":
         concluded = _as_the_runner_says(live, concluded)
     unrecorded.conclude(live.folder, concluded)

@@ -26,6 +26,8 @@ from dpiped.settings import Settings, without_secrets
 from dpiped.silence import Silence
 
 LOOK_FOR_FILES_EVERY = 1.0
+KEPT_OPEN = 60.0
+"""Seconds for which a log that was moved away can still be read after the run's end."""
 TRUNCATED = f"{rundir.LOG} was truncated; what stood there before is gone, what is printed now is kept"
 MOVED = (
     f"{rundir.LOG} was deleted or moved away; what is printed can be read until the run ends, "
@@ -50,6 +52,8 @@ class LiveRun:
         self.runner: Identity | None = None
         self.train_dir: Path | None = Path(spec.train_dir) if spec.train_dir else None
         self.warning: str | None = None
+        self.on_disk: str | None = None
+        """The whole checkpoint that was found at the run's end."""
         self.unsaved: str | None = None
         """Why the trainer could not be asked to save when the stop began with that."""
         self.hung: str | None = None
@@ -242,8 +246,16 @@ class LiveRun:
         if self.spec.holds_key:
             self._keep("copies of the config without their key", lambda: redaction.clean_copies(train_dir))
 
+    def newest_checkpoint(self) -> str | None:
+        """The newest whole one in the training's directory; it may take a while to look."""
+        return checkpoints.newest_whole(self.train_dir) if self.train_dir else None
+
     def close(self) -> None:
-        self._follower.close()
+        if self._follower.where() == self._follower.path:
+            self._follower.close()
+        else:
+            # Whoever was given the number of the open file must not find another one behind it.
+            asyncio.get_running_loop().call_later(KEPT_OPEN, self._follower.close)
 
     def view(self, stopping: str | None) -> messages.ActiveRun:
         """What `status` says of it."""

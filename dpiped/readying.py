@@ -29,7 +29,7 @@ _ASIDE = "tmp"
 def leftovers(train_dir: Path) -> list[str]:
     """What `clear` would remove, by name below `train_dir`. Raises InvalidInput if it can't be looked at."""
     try:
-        signals = [name for name in checkpoints.SIGNAL_FILES if os.path.lexists(train_dir / name)]
+        signals = [name for name in checkpoints.SIGNAL_FILES if _is_file(train_dir / name)]
         return [*sorted(_cut_off(train_dir)), *signals]
     except OSError as error:
         raise _refusal(train_dir, "it can't be looked through", error) from error
@@ -53,6 +53,11 @@ def name_in_latest(train_dir: Path, tag: str) -> None:
         beneath.replace(train_dir / checkpoints.LATEST, tag.encode(), 0o644)
     except OSError as error:
         raise _refusal(train_dir, "`latest` can't be written", error) from error
+
+
+def _is_file(path: Path) -> bool:
+    """A file or a link; train.py takes no notice of a folder."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_dir())
 
 
 def _cut_off(train_dir: Path) -> Iterator[str]:

@@ -53,6 +53,18 @@ def sort_out(
     return alive, problems
 
 
+def unfollowed(runs: Path) -> list[str]:
+    """Runs with living processes that can't be followed, since their records are damaged."""
+    return [name for name in rundir.names(runs) if _is_damaged(runs / name) and procs.marked(name)]
+
+
+def _is_damaged(folder: Path) -> bool:
+    try:
+        return rundir.read(folder, Concluded) is None and rundir.read(folder, Spec) is None
+    except RunDamaged:
+        return True
+
+
 def last_run(runs: Path, active: str | None) -> messages.LastRun | None:
     """The newest run with a recorded outcome, the active one left out."""
     for name in rundir.names(runs):

@@ -85,11 +85,15 @@ def trace(runs: Path, plan: Plan) -> Traced:
 
 
 def last_writer(runs: Path, train_dir: Path) -> str | None:
-    """The newest run that wrote to that folder."""
+    """The newest run that trained in that folder. One that only cached, say, has written nothing to it."""
     for name in rundir.names(runs)[:RUNS_LOOKED_AT]:
         try:
             spec = rundir.read(runs / name, Spec)
-            if spec is not None and history.train_directory(runs / name, spec) == train_dir:
+            if (
+                spec is not None
+                and spec.completes
+                and history.train_directory(runs / name, spec) == train_dir
+            ):
                 return name
         except RunDamaged:
             continue

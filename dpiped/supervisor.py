@@ -85,6 +85,7 @@ class Supervisor:
         self._polls: dict[asyncio.Timeout, None] = {}
         """Those of clients that wait, the oldest first."""
         self._starting = asyncio.Lock()
+        self._unfollowed: list[str] = []
 
     # --- what clients ask for
 
@@ -137,6 +138,14 @@ class Supervisor:
             raise Refused("The daemon is ending; it starts nothing any more.")
         if not isinstance(self.machine.state, lifecycle.Idle):
             raise Refused(ALREADY_RUNNING, hint="`dpipectl status` shows it, `dpipectl stop` ends it")
+        self._unfollowed = [run for run in self._unfollowed if procs.marked(run)]
+        if self._unfollowed:
+            run = self._unfollowed[0]
+            pids = " ".join(str(who.pid) for who in procs.members(run, None, None))
+            raise Refused(
+                f"Run {run}, whose records are damaged, has processes that are alive.",
+                hint=f"nobody follows it; to end it: kill {pids}",
+            )
 
     async def stop(self, rung: lifecycle.Rung, timeout: float | None, by: str) -> messages.Stopping:
         """Enters the ladder. Raises Refused when nothing runs."""
@@ -195,6 +204,7 @@ class Supervisor:
         alive, problems = recovery.sort_out(self.settings, self.runs, self._unrecorded.conclude)
         for problem in problems:
             self.notice(problem)
+        self._unfollowed = recovery.unfollowed(self.runs)
         # Before the adoption: an adopted run may end at once, and is the last one then.
         self.last = recovery.last_run(self.runs, alive[0].id if alive else None)
         if alive:
@@ -251,6 +261,8 @@ class Supervisor:
                 self.notice(f"following run {live.id} failed: {error!r}")
                 await asyncio.sleep(FAULT_TICK)
         self._look_for_the_last_time(live)
+        # It may lie on a slow disk.
+        live.on_disk = await asyncio.to_thread(live.newest_checkpoint)
         _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
         await self.announce()

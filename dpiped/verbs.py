@@ -151,7 +151,9 @@ class Verbs:
             return await self._validate_resume(request, request.resume)
         if (request.form is None) == (request.config is None):
             raise InvalidInput("validate takes a form or a config, one of them", field="form")
-        return messages.Validated(validation.findings(self._settings, _wanted(request)))
+        # A folder to resume from may lie on a slow disk.
+        found = await asyncio.to_thread(validation.findings, self._settings, _wanted(request))
+        return messages.Validated(found)
 
     async def _validate_resume(self, request: messages.Validate, run: str) -> AnyReply:
         if request.form is not None:

@@ -100,6 +100,13 @@ def latest_a_pipe(folder: Path) -> None:
     os.mkfifo(folder / "latest")
 
 
+def latest_a_link(folder: Path) -> None:
+    """To what is nobody's business, and must not be shown."""
+    (folder / "latest").unlink()
+    (folder.parent / "token").write_text("hf_a-secret-of-mine")
+    (folder / "latest").symlink_to(folder.parent / "token")
+
+
 def missing_folder(folder: Path) -> None:
     shutil.rmtree(folder / "global_step20")
 
@@ -139,7 +146,8 @@ DAMAGES = [
     (garbled_latest, "`latest` does not hold a checkpoint's name"),
     (latest_elsewhere, "`latest` does not hold a checkpoint's name"),
     (latest_above, "`latest` does not hold a checkpoint's name"),
-    (latest_a_pipe, "`latest` is empty"),
+    (latest_a_pipe, "`latest` is no file"),
+    (latest_a_link, "`latest` is no file"),
     (missing_folder, "global_step20, which is not whole (the folder is missing)"),
     (a_file_instead, "global_step20, which is not whole (it is no folder)"),
     (empty_file, "not whole (layer_00-model_states.pt is empty)"),

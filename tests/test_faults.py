@@ -54,18 +54,6 @@ def test_the_stop_timeout_is_honoured_when_the_launcher_dies_first(workspace: Wo
     assert processes_of_run(run) == []
 
 
-def test_a_signal_file_that_can_not_be_removed_refuses_the_resume_and_nothing_else(dpiped: Workspace) -> None:
-    run = dpiped.start(dpiped.config(steps=1_000_000))
-    dpiped.until_step(2)
-    dpiped.ctl("stop", "--save")
-    train_dir = Path(dpiped.json("show", run)["train_dir"])
-    (train_dir / "save").mkdir()
-    assert "can't be removed" in dpiped.json("resume", code=5)["error"]["message"]
-    assert dpiped.status()["state"] == "idle"
-    (train_dir / "save").rmdir()
-    assert dpiped.json("resume")["resumed_from"] == run
-
-
 def test_a_latest_of_nothing_but_nulls_is_no_checkpoint(dpiped: Workspace) -> None:
     run = dpiped.start(dpiped.config(steps=1_000_000))
     train_dir = Path(dpiped.until_step(2) and wait_until(lambda: dpiped.status()["run"]["train_dir"], "it"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -86,37 +87,37 @@ def hanging(workspace: Workspace, behaviour: str, timeout: str, **script: Any) -
 
 
 def test_caching_hang_is_ended_by_the_hang_timeout(workspace: Workspace) -> None:
-    run = hanging(workspace, "caching_hang", "2")
+    run = hanging(workspace, "caching_hang", "5")
     warning = wait_until(lambda: workspace.status()["run"]["warning"], "the warning")
     assert warning.startswith("caching died: AssertionError") and "(DIFFPIPE_HANG_TIMEOUT)" in warning
     ended = workspace.until_ended(run)
     assert ended["outcome"] == "failed"
-    assert "had no images/videos!; after that nothing was printed for 2 s" in ended["reason"]
+    assert re.search(r"had no images/videos!; after that nothing was printed for \d+ s", ended["reason"])
     assert record(workspace, run, "stop.json")["by"] == "DIFFPIPE_HANG_TIMEOUT"
     assert processes_of_run(run) == []
 
 
 def test_silence_is_warned_about_and_ended_by_the_hang_timeout_only(workspace: Workspace) -> None:
-    run = hanging(workspace, "stubborn", "3", quiet_after=3)
+    run = hanging(workspace, "stubborn", "6", quiet_after=3)
     warning = wait_until(lambda: workspace.status()["run"]["warning"], "the warning")
-    assert warning.startswith("nothing was printed for ") and "the run is ended after 3 s" in warning
+    assert warning.startswith("nothing was printed for ") and "the run is ended after 6 s" in warning
     ended = workspace.until_ended(run)
     assert ended["outcome"] == "failed"
-    assert "nothing was printed for 3 s (phase training); the run hung" in ended["reason"]
+    assert re.search(r"nothing was printed for \d+ s \(phase training\); the run hung", ended["reason"])
     assert processes_of_run(run) == []
 
 
 def test_one_that_speaks_is_not_ended_by_the_hang_timeout(workspace: Workspace) -> None:
     # Also a progress bar that never ends its line is a sign of life.
-    run = hanging(workspace, "bar", "2", steps=20, go=str(workspace.go), every=0.2)
+    run = hanging(workspace, "bar", "4", steps=20, go=str(workspace.go), every=0.2)
     begun = time.monotonic()
-    wait_until(lambda: time.monotonic() - begun > 4, "twice the timeout", every=0.1)
+    wait_until(lambda: time.monotonic() - begun > 6, "more than the timeout", every=0.1)
     workspace.go.touch()
     assert workspace.until_ended(run)["outcome"] == "completed"
 
 
 def test_a_run_that_completed_and_did_not_end_has_completed(workspace: Workspace) -> None:
-    run = hanging(workspace, "lingers", "1", steps=2)
+    run = hanging(workspace, "lingers", "4", steps=2)
     ended = workspace.until_ended(run)
     assert ended["outcome"] == "completed"
     assert "it had completed, but did not end by itself" in ended["reason"]

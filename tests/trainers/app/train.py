@@ -88,7 +88,7 @@ class Training:
             say(f"steps: {self.step} loss: {loss:.4f} iter time (s): {self.seconds:.3f} samples/sec: 13.824")
         assert self.run_dir is not None
         for name in ("save", "save_quit"):
-            if (self.run_dir / name).exists():
+            if (self.run_dir / name).is_file():
                 (self.run_dir / name).unlink()
                 self.checkpoint()
                 if name == "save_quit":
