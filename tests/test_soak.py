@@ -7,7 +7,7 @@ from tools.soak import soak, table
 
 @pytest.mark.timeout(90)
 def test_a_short_soak() -> None:
-    states, wrong, left = soak(minutes=0.0, runs=6, clients=3, seed=3)
+    states, wrong, left = soak(minutes=0.0, runs=6, clients=3, seed=3, requests=20)
     assert wrong == []
     assert left > 0, "nobody went away"
     before, after = states

@@ -39,7 +39,8 @@ from tools.soak_followers import Follower, OverHttp, OverSocket
 
 FIRST = 20
 MOST = 1.05
-REQUESTS = 200
+REQUESTS = 1000
+"""Before it is measured. Python's table of names doubles once (by 0.5 MB), after so many paths were made."""
 SAMPLES = 10
 STEP = re.compile(r"^steps: (\d+) ", re.M)
 GAP = 1.1
@@ -70,7 +71,8 @@ class State(Struct):
 class Soak:
     """The workspace, its clients, and an account of what was done to each run."""
 
-    def __init__(self, clients: int, seed: int) -> None:
+    def __init__(self, clients: int, seed: int, requests: int) -> None:
+        self.requests = requests
         self.random = random.Random(seed)
         self.workspace = Workspace(DIFFPIPE_STOP_TIMEOUT="3", SCRIPTED_ALARM="120")
         del self.workspace.env["DIFFPIPE_CONFIG"], self.workspace.env["DIFFPIPE_TENSORBOARD"]
@@ -183,9 +185,11 @@ class Soak:
             follower.stay.set()
         self._until_connected()
         wait_until(lambda: not self.behind(), "all followers have all", deadline=60)
-        for _ in range(REQUESTS):
-            self.workspace.ask(messages.ListRuns(limit=10))
+        client = self.workspace.client()
+        for _ in range(self.requests):
+            client.call(messages.ListRuns(limit=20))
             self.shim.get("/status")
+        client.close()
         status = self.status()
         (tensorboard,) = [
             process
@@ -273,10 +277,12 @@ def _measured(*processes: psutil.Process) -> list[Measured]:
     return [Measured(*(min(column) for column in zip(*found, strict=True))) for found in looks]
 
 
-def soak(minutes: float, runs: int, clients: int, seed: int) -> tuple[list[State], list[str], int]:
+def soak(
+    minutes: float, runs: int, clients: int, seed: int, requests: int = REQUESTS
+) -> tuple[list[State], list[str], int]:
     """What was measured, what was wrong, and how often followers went away."""
     first, last = min(FIRST, runs // 3), runs * 2 // 3
-    made = Soak(clients, seed)
+    made = Soak(clients, seed, requests)
     states: list[State] = []
     ways: list[Callable[[], None]] = []
     try:

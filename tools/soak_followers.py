@@ -109,7 +109,7 @@ class OverSocket(Follower):
 
     def _new(self, client: Client) -> list[str]:
         """Runs that it does not have yet, the oldest first; some may have been started while it was away."""
-        reply = client.call(messages.ListRuns(limit=50))
+        reply = client.call(messages.ListRuns(limit=10))
         assert isinstance(reply, messages.Runs)
         return [run.id for run in reversed(reply.runs) if run.id not in self.digests]
 
