@@ -68,7 +68,7 @@ def latest_tag(train_dir: Path) -> str | None:
     """What DeepSpeed's `latest` names; None if there is none, or if it is no checkpoint's name."""
     try:
         return _latest(train_dir)[0]
-    except OSError:
+    except (OSError, RuntimeError):
         return None
 
 
@@ -134,7 +134,7 @@ def newest_whole(train_dir: Path) -> str | None:
     """The tag of the newest whole checkpoint, for showing it; None also if it can't be looked at."""
     try:
         return look(train_dir).tag
-    except OSError:
+    except (OSError, RuntimeError):
         return None
 
 

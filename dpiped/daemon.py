@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from dpiped.errors import AlreadyOwned, DpipedError, Refused, SettingsError
 from dpiped.gpus import Gpus
 from dpiped.listening import Listening, prepare_directory
 from dpiped.locks import Lock
+from dpiped.rundir import Identity
 from dpiped.server import Server
 from dpiped.service import Service
 from dpiped.settings import ServiceManager, Settings, environment_after_reload, under_supervisord
@@ -56,11 +58,13 @@ def main(settings: Settings, manager: ServiceManager) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # At once: it may be gone later.
+    starter = handover.starter()
     doubts = prepare_state(settings)
     limits.raise_files()
     locks = _lock_or_take_over(settings)
     listening = Listening(Path(settings.socket), locks[1], manager, settings.socket_group)
-    daemon = Daemon(settings, manager, listening)
+    daemon = Daemon(settings, manager, listening, starter)
     for doubt in doubts:
         daemon.supervisor.notice(doubt)
     if asyncio.run(daemon.run()) == "reload":
@@ -78,13 +82,16 @@ def main(settings: Settings, manager: ServiceManager) -> int:
 class Daemon:
     """Wires the parts together."""
 
-    def __init__(self, settings: Settings, manager: ServiceManager, listening: Listening) -> None:
+    def __init__(
+        self, settings: Settings, manager: ServiceManager, listening: Listening, starter: Identity | None
+    ) -> None:
         self.settings = settings
         self.supervisor = Supervisor(settings)
         self.tensorboard = TensorBoard(settings)
         self.gpus = Gpus(self.supervisor)
-        self.starter = handover.starter()
+        self.starter = starter
         self._asked: asyncio.Queue[str] = asyncio.Queue()
+        self._serving: asyncio.Task[None] | None = None
         wishes = Wishes(self._ask_to_reload, self._ask_to_hand_over)
         verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, wishes)
         self.server = Server(listening, verbs.answer, self.supervisor.end_polls)
@@ -98,7 +105,7 @@ class Daemon:
         for problem in events.prepare_root(self.settings):
             self.supervisor.notice(problem)
         async with self.service.starting():
-            await self.supervisor.recover()
+            await self.supervisor.recover(self.service.going_on)
         self.server.bind()
         if kept_out := peers.kept_out(Path(self.settings.socket).parent, self.settings.socket_group):
             self.supervisor.notice(kept_out)
@@ -113,9 +120,10 @@ class Daemon:
             self._watch_starter(),
             self.gpus.follow(),
         )
-        tasks = [asyncio.create_task(each) for each in kept]
+        tasks = [self._keep(each) for each in kept]
+        self._serving = tasks[0]
         self.tensorboard.start()
-        training = asyncio.create_task(self._train_service_config())
+        training = self._keep(self._train_service_config())
         end = await self._until_asked()
         for task in (training, *tasks):
             task.cancel()
@@ -137,23 +145,26 @@ class Daemon:
     async def _until_asked(self) -> End:
         """Waits for the end. While the ladder runs, a second signal takes it to the last rung."""
         asked = await self._asked.get()
-        if asked == HAND_OVER:
-            log.info("another daemon takes over")
-            await asyncio.sleep(LAST_ANSWERS)
-            return "exit"
         while asked not in END_SIGNALS:
+            if asked == HAND_OVER:
+                log.info("another daemon takes this one's place")
+                await asyncio.sleep(LAST_ANSWERS)
+                asked = next((word for word in self._drain_asked() if word in END_SIGNALS), "")
+                if not asked:
+                    return "exit"
+                break
             # Let the reply to the one who asked leave the socket.
             await asyncio.sleep(0.1)
             signals.hold()
             # What was caught just before is still on its way through the loop.
             await asyncio.sleep(SETTLE)
             others = self._drain_asked()
-            if not END_SIGNALS.intersection(others):
+            if not (END_SIGNALS | {HAND_OVER}).intersection(others):
                 self.service.reloading()
                 return "reload"
             # Whoever wants the end meanwhile gets it, not a daemon that has forgotten it.
             signals.release()
-            asked = next(word for word in others if word in END_SIGNALS)
+            asked = next((word for word in others if word in END_SIGNALS), HAND_OVER)
         log.info("%s received", asked)
         self.service.stopping()
         if self.settings.on_exit == "detach":
@@ -180,6 +191,23 @@ class Daemon:
             log.info("no reload while the daemon is ending")
         if self.supervisor.live is not None:
             await self.supervisor.stop("kill", None, "a second signal")
+
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """What ends by a fault is said. A daemon that can't be asked any more gives its place to another."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if task.cancelled() or (error := task.exception()) is None:
+                return
+            log.error("%s failed", task.get_name(), exc_info=error)
+            self.supervisor.notice(
+                f"a part of the daemon failed: {error!r}; `dpipectl reload` starts it anew"
+            )
+            if task is self._serving:
+                self._asked.put_nowait(HAND_OVER)
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(ended)
+        return task
 
     async def _tell(self, notice: str) -> None:
         self.supervisor.notice(notice)
@@ -224,8 +252,8 @@ class Daemon:
                 started = await self.supervisor.start(decision.wanted)
                 for text in started.warnings:
                     self.supervisor.notice(f"run {started.run}: {text}")
-        except DpipedError as error:
-            self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error.message}")
+        except (DpipedError, OSError) as error:
+            self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error}")
         await self.supervisor.announce()
 
 

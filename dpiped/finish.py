@@ -49,7 +49,7 @@ async def _finish(settings: Settings, manager: ServiceManager) -> None:
     supervisor = Supervisor(settings)
     service = Service(manager, supervisor)
     async with service.starting():
-        await supervisor.recover()
+        await supervisor.recover(service.going_on)
     if supervisor.live is None:
         return
     log.info("run %s was left behind; ending it", supervisor.live.id)

@@ -29,7 +29,16 @@ def starter() -> Identity | None:
     """The supervisord that started this daemon, also after a re-execution; None if none did."""
     if told := os.environ.get(STARTED_BY):
         return msgspec.json.decode(told, type=Identity)
-    return procs.identify(os.getppid()) if under_supervisord() else None
+    parent = os.getppid()
+    # Shells below a program of supervisord inherit its variables.
+    return procs.identify(parent) if under_supervisord() and _is_supervisord(parent) else None
+
+
+def _is_supervisord(pid: int) -> bool:
+    try:
+        return b"supervisord" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def remember(who: Identity | None) -> None:

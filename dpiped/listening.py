@@ -63,6 +63,10 @@ class Listening:
         self._make()
         self._file = self._found()
 
+    def forget(self) -> None:
+        """Nobody is listened to at the path: it is lost until it is renewed."""
+        self._file = (-1, -1)
+
     def hand_on(self) -> None:
         """Makes it survive the re-execution, where `ServiceManager.listener` will be."""
         assert self._socket is not None

@@ -16,6 +16,7 @@ one that has just grown.
 
 import os
 import re
+import stat
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
@@ -158,18 +159,35 @@ class Follower:
             self._fd = None
 
     def _open(self) -> int | None:
+        elsewhere = self._open_elsewhere()
+        if elsewhere is not None:
+            return elsewhere
         try:
-            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
-            pid = self._printer()
-        printed = f"/proc/{pid}/fd/1"
+            return None
+
+    def _open_elsewhere(self) -> int | None:
+        """What is printed to, if that is not the file at the path: one deleted, or moved beside it."""
+        pid = self._printer()
+        if pid is None:
+            return None
+        printed = Path(f"/proc/{pid}/fd/1")
         try:
-            # Only if that is what it writes to.
-            if pid is None or os.readlink(printed) != f"{self.path} (deleted)":  # noqa: PTH115 - no path
+            target, found = printed.readlink(), printed.stat()
+            beside = str(target).endswith(" (deleted)") or target.parent.samefile(self.path.parent)
+            if not stat.S_ISREG(found.st_mode) or not beside or self._is_at_path(found):
                 return None
             return os.open(printed, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
+
+    def _is_at_path(self, found: os.stat_result) -> bool:
+        try:
+            ours = self.path.stat()
+        except OSError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino)
 
 
 class Ring:

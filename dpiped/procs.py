@@ -27,6 +27,7 @@ from dpiped.settings import RUN_MARKER
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+PF_KTHREAD = 0x00200000
 EXEC_TAKES = 0.05
 EXEC_LOOK_EVERY = 0.001
 LOOKS_AT_EMPTY = 6
@@ -211,4 +212,5 @@ def _executes(pid: int) -> bool:
         fields = _fields(pid)
     except OSError:
         return False
-    return fields[0] not in (b"Z", b"X") and fields[48] == b"0"
+    # A thread of the kernel never has one.
+    return fields[0] not in (b"Z", b"X") and fields[48] == b"0" and not int(fields[6]) & PF_KTHREAD

@@ -26,13 +26,17 @@ Recorder: TypeAlias = Callable[[Path, Concluded], None]
 
 
 def sort_out(
-    settings: Settings, runs: Path, conclude: Recorder = rundir.conclude
+    settings: Settings,
+    runs: Path,
+    conclude: Recorder = rundir.conclude,
+    going_on: Callable[[], None] = lambda: None,
 ) -> tuple[list[LiveRun], list[str]]:
     """Concludes what ended unseen. Returns the runs that are alive, newest first, and what went wrong."""
     alive: list[LiveRun] = []
     problems: list[str] = []
     rundir.remove_unfinished(runs)
     for name in rundir.names(runs):
+        going_on()
         try:
             if rundir.read(runs / name, Concluded) is not None:
                 # The daemon before may have been killed right after it had written that.

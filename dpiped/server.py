@@ -105,7 +105,8 @@ class Server:
                 self.listening.renew()
                 # Not instead of the listener before: its end would be that of its connections.
                 self._listen()
-            except (DpipedError, zmq.ZMQError) as error:
+            except (DpipedError, OSError, zmq.ZMQError) as error:
+                self.listening.forget()
                 text = f"the socket file is gone and can't be made again: {error}"
                 if text != failed:
                     await tell(text)

@@ -25,6 +25,7 @@ from dpiped.supervisor import Supervisor
 
 STATUS_EVERY = 1.0
 START_LOOK = 2.0
+GOING_ON_EVERY = 1.0
 START_GRACE = 60.0
 """Reading the log of a run that goes on may take this long between two signs of life (seconds)."""
 STOP_GRACE = 60.0
@@ -43,6 +44,7 @@ class Service:
         self._server = server
         self._guarded = manager.notify is not None and server is not None
         self._told = ""
+        self._went_on = float("-inf")
 
     @contextlib.asynccontextmanager
     async def starting(self) -> AsyncIterator[None]:
@@ -51,12 +53,23 @@ class Service:
         systemd would have to send a SIGTERM first, which means that the run is to end.
         """
         self._notifier.status("looking at the runs that are there")
+        self.going_on()
         extending = asyncio.create_task(self._extend_start())
         try:
             yield
         finally:
             extending.cancel()
             signal.alarm(0)
+
+    def going_on(self) -> None:
+        """The start takes its time, and does not hang. Told often where nothing else may have its turn."""
+        if (now := time.monotonic()) < self._went_on + GOING_ON_EVERY:
+            return
+        self._went_on = now
+        self._notifier.extend(START_GRACE)
+        signal.alarm(int(START_GRACE) if self._guarded else 0)
+        # After a reload the watchdog waits already.
+        self._notifier.alive()
 
     def ready(self) -> None:
         self._tell(view.line(self._supervisor))
@@ -94,10 +107,7 @@ class Service:
 
     async def _extend_start(self) -> None:
         while True:
-            self._notifier.extend(START_GRACE)
-            signal.alarm(int(START_GRACE) if self._guarded else 0)
-            # After a reload the watchdog waits already.
-            self._notifier.alive()
+            self.going_on()
             await asyncio.sleep(START_LOOK)
 
     def _tell(self, text: str) -> None:

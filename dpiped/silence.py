@@ -31,8 +31,12 @@ class Silence:
         self._looked = time.monotonic()
 
     def heard(self, ago: float = 0.0) -> None:
-        """It printed something, so many seconds ago."""
-        self._seconds, self._looked = ago, time.monotonic()
+        """It printed something, so many seconds ago, as far as a file's time tells.
+
+        That counts the sleep of a machine as well, so half of the limit is left to be listened to.
+        """
+        self._seconds = min(ago, self._limit / 2) if self._limit else ago
+        self._looked = time.monotonic()
 
     def listen(self) -> None:
         """It has printed nothing since the last look. To be called all the time."""

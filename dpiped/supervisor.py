@@ -199,9 +199,12 @@ class Supervisor:
 
     # --- the daemon's own life
 
-    async def recover(self) -> None:
-        """Concludes the runs that ended unseen and adopts the one that is still alive."""
-        alive, problems = recovery.sort_out(self.settings, self.runs, self._unrecorded.conclude)
+    async def recover(self, going_on: Callable[[], None] = lambda: None) -> None:
+        """Concludes the runs that ended unseen and adopts the one that is still alive.
+
+        `going_on` is called before each run that is looked at.
+        """
+        alive, problems = recovery.sort_out(self.settings, self.runs, self._unrecorded.conclude, going_on)
         for problem in problems:
             self.notice(problem)
         self._unfollowed = recovery.unfollowed(self.runs)
@@ -210,7 +213,11 @@ class Supervisor:
         if alive:
             self._adopt(alive[0])
             # Whoever asks first must not see a log that is only half read again.
-            await alive[0].drain()
+            try:
+                await alive[0].drain()
+            except OSError as error:
+                # It is followed all the same, and tried again.
+                self.notice(f"the log of run {alive[0].id} can't be read: {error}")
         await self.announce()
 
     async def let_go(self) -> None:
@@ -261,8 +268,6 @@ class Supervisor:
                 self.notice(f"following run {live.id} failed: {error!r}")
                 await asyncio.sleep(FAULT_TICK)
         self._look_for_the_last_time(live)
-        # It may lie on a slow disk.
-        live.on_disk = await asyncio.to_thread(live.newest_checkpoint)
         _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
         await self.announce()
@@ -271,6 +276,7 @@ class Supervisor:
         try:
             live.hide_key(over=True)
             live.find_files()
+            live.on_disk = live.newest_checkpoint()
         except Exception as error:  # whatever it finds, the run is over and has to be concluded
             log.exception("the files of run %s can't be looked at", live.id)
             self.notice(f"the files of run {live.id} can't be looked at: {error!r}")
@@ -284,18 +290,22 @@ class Supervisor:
                 await self.announce()
             for remark in live.remarks():
                 self.notice(remark)
-            self._end_if_hung(live)
+            if self._end_if_hung(live):
+                await self.announce()
             live.hide_key()
             if live.launched is not None:
                 live.look_for_files()
             await asyncio.sleep(TICK if live.launched is not None else LAUNCH_TICK)
         await live.drain()
 
-    def _end_if_hung(self, live: LiveRun) -> None:
-        if isinstance(self.machine.state, lifecycle.Running) and (fault := live.silent_too_long()):
+    def _end_if_hung(self, live: LiveRun) -> bool:
+        """Has it just been told to end?"""
+        fault = live.silent_too_long() if isinstance(self.machine.state, lifecycle.Running) else None
+        if fault is not None:
             log.warning("run %s is ended: %s", live.id, fault)
             live.hung, self._stop_by = fault, HANG_TIMEOUT
             self._act(self.machine.feed(Stop("term", time.monotonic(), self._ladder())))
+        return fault is not None
 
     async def _over(self, live: LiveRun) -> bool:
         """Is nothing of it left? Notices the launch on the way, and replaces a runner that was killed."""

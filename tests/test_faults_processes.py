@@ -127,7 +127,7 @@ def test_the_hang_timeout_goes_on_over_a_restart_of_the_daemon(workspace: Worksp
     run = hanging(workspace, "caching_hang", "4")
     # No daemon lives as long as the timeout.
     for _ in range(8):
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 2.7
         while not (ended := workspace.status()["state"] != "running") and time.monotonic() < until:
             time.sleep(0.1)
         if ended:

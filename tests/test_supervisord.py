@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from dpiped import messages
+from dpiped import messages, procs
 from dpiped.errors import Unreachable
 from tests.harness import BIN, Workspace, free_port, processes_of_run
 from tests.helpers import HERE, require, wait_until
@@ -209,7 +208,7 @@ def test_supervisord_is_killed_and_the_next_one_takes_the_run_over(supervised: S
     status = workspace.status()
     assert status["pid"] == int(supervised.ctl("pid", "diffpipe")) != first
     assert (status["run"]["id"], status["run"]["pid"]) == (run, training)
-    assert not psutil.pid_exists(first)
+    wait_until(lambda: first not in procs.all_processes(), "the end of the first daemon")
     workspace.go.touch()
     assert workspace.until_ended(run)["outcome"] == "completed"
     no_step_is_missing(workspace, run)
