@@ -120,6 +120,11 @@ def test_log_moved_away_under_the_daemon(dpiped: Workspace) -> None:
     step = dpiped.status()["run"]["step"]
     dpiped.until_step(step + 5)
     assert steps_in(list(read(dpiped, run, 0).lines))[:5] == [1, 2, 3, 4, 5]
+    # A new daemon is not taken in by the file in its place.
+    dpiped.kill_daemon()
+    dpiped.start_daemon()
+    notice_of(dpiped, "was deleted or moved away")
+    dpiped.until_step(step + 10)
     dpiped.go.touch()
     ended = dpiped.until_ended(run)
     assert ended["outcome"] == "completed"
