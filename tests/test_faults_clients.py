@@ -81,8 +81,13 @@ def prompt(workspace: Workspace) -> bool:
     return time.monotonic() - begun < PROMPT
 
 
+def settled(workspace: Workspace) -> None:
+    """What is told at the start has been told, so nothing changes any more."""
+    wait_until(lambda: workspace.status()["notices"], "the first notice")
+
+
 def test_hundred_clients_vanish_in_the_middle_of_a_long_poll(dpiped: Workspace) -> None:
-    dpiped.status()
+    settled(dpiped)
     before, size = descriptors(dpiped), memory(dpiped)
     status = dpiped.status()
     clients = [Crude(dpiped) for _ in range(100)]
@@ -103,6 +108,7 @@ def test_hundred_clients_vanish_in_the_middle_of_a_long_poll(dpiped: Workspace) 
 
 
 def test_long_polls_without_number_end_early_and_refuse_nobody(dpiped: Workspace) -> None:
+    settled(dpiped)
     revision = dpiped.status()["revision"]
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(crude(dpiped, 5000)) for _ in range(6)]

@@ -282,6 +282,7 @@ def test_deeply_nested_lists_and_huge_numbers_are_no_500(shim: Shim) -> None:
 
 
 def test_ended_with_a_waiting_request_it_ends_at_once(shim: Shim) -> None:
+    wait_until(lambda: shim.get("/status")[1]["notices"], "what is told at the start")
     revision = shim.get("/status")[1]["revision"]
     waiting = threading.Thread(target=lambda: shim.get("/status", after=revision, wait=30), daemon=True)
     waiting.start()
