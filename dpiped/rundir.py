@@ -186,9 +186,11 @@ def _content(path: Path) -> bytes:
     """Whatever stands there, it is neither waited for nor read beyond measure. Raises OSError."""
     # Without O_NONBLOCK the opening of a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path.name} is no file")
-        data = file.read(LARGEST_RECORD + 1)
+        # A buffer for the largest would be mapped anew for each record of a list.
+        data = file.read(min(status.st_size, LARGEST_RECORD) + 1)
     if len(data) > LARGEST_RECORD:
         raise OSError(f"{path.name} is larger than {LARGEST_RECORD} bytes")
     return data

@@ -9,7 +9,9 @@ The daemon is killed and reloaded in the middle part only: its first life is mea
 its last one, which begins after two thirds of them, at the end; by then it has seen more runs than the first.
 
 Memory is what a process has written itself ("Anonymous"); whether pages of files count for one process or for
-several depends on what else the machine runs.
+several depends on what else the machine runs. Python keeps a table of the names that paths were made of, and
+builds it anew (1 MB beside the old one) after some ten thousand of them, whether those are still in use or not;
+so before each measurement enough lists of runs are asked for to have that happen several times.
 
 Known gap: TensorBoard keeps what it has read of every run, so its memory is told and not judged.
 """
@@ -39,8 +41,8 @@ from tools.soak_followers import Follower, OverHttp, OverSocket
 
 FIRST = 20
 MOST = 1.05
-REQUESTS = 1000
-"""Before it is measured. Python's table of names doubles once (by 0.5 MB), after so many paths were made."""
+REQUESTS = 8000
+"""Lists of runs that are asked for before each measurement."""
 SAMPLES = 10
 STEP = re.compile(r"^steps: (\d+) ", re.M)
 GAP = 1.1
@@ -186,9 +188,13 @@ class Soak:
         self._until_connected()
         wait_until(lambda: not self.behind(), "all followers have all", deadline=60)
         client = self.workspace.client()
-        for _ in range(self.requests):
+        newest = max(self.expected)
+        others = messages.ShowRun(newest), messages.ReadLog(newest), messages.GetStatus()
+        for number in range(self.requests):
             client.call(messages.ListRuns(limit=20))
-            self.shim.get("/status")
+            if number % 4 == 0:
+                client.call(others[number // 4 % len(others)])
+                self.shim.get("/status")
         client.close()
         status = self.status()
         (tensorboard,) = [
