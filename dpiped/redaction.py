@@ -73,18 +73,23 @@ def hide(text: str) -> str:
 
 def insert(text: str, key: str) -> str:
     """The same training TOML with the key where `hide` took it out. Raises InvalidInput if it can't be."""
-    filled = _PLACE.sub(rf"\g<before>\g<quote>{key}\g<quote>", text)
+    # The second is for a string of several lines: what stands before it there need not be part of it.
+    for filled in (_PLACE.sub(rf"\g<before>\g<quote>{key}\g<quote>", text), text.replace(HIDDEN, key)):
+        if _holds(filled, key):
+            return filled
+    raise InvalidInput(
+        f"{FIELD}: the key can't be put in",
+        field=FIELD,
+        hint=f'write wandb_api_key = "{HIDDEN}", and let the key stand nowhere else in the file',
+    )
+
+
+def _holds(filled: str, key: str) -> bool:
+    """Is that its key, and can it be taken out again?"""
     try:
-        fits = key_in(tomltext.loads(filled)) == key and key not in hide(filled)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InvalidInput(
-            f"{FIELD}: the key can't be put in",
-            field=FIELD,
-            hint=f'write wandb_api_key = "{HIDDEN}", and let the key stand nowhere else in the file',
-        )
-    return filled
+        return key_in(tomltext.loads(filled)) == key and key not in hide(filled)
+    except (ValueError, InvalidInput):
+        return False
 
 
 def clean(file: Path) -> None:

@@ -22,9 +22,12 @@ _STRING_OR_COMMENT = re.compile(
 _LONG_KEY = re.compile(rf"(?:\.[ \t]*+[\w-]++[ \t]*+){{{LARGEST_KEY + 1}}}")
 
 
+class LongKey(ValueError):
+    """A key of more dotted parts than any config or form has."""
+
+
 def loads(text: str) -> dict[str, Any]:
-    """What the text says. Raises ValueError, RecursionError."""
-    # Most texts have no such key, strings and comments included; then nothing is taken out first.
-    if _LONG_KEY.search(text) and _LONG_KEY.search(_STRING_OR_COMMENT.sub("s", text)):
-        raise ValueError(f"a key has more than {LARGEST_KEY} dots")
+    """What the text says. Raises LongKey, another ValueError, RecursionError."""
+    if _LONG_KEY.search(_STRING_OR_COMMENT.sub("s", text)):
+        raise LongKey(f"a key has more than {LARGEST_KEY} dots")
     return tomllib.loads(text)

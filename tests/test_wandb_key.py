@@ -218,9 +218,15 @@ def test_hidden_and_put_in_again() -> None:
     assert KEY not in redaction.hide(toml(more=f"# my key is {KEY}"))
 
 
-@pytest.mark.parametrize("quote", ["'", '"', "'''", '"""'])
-def test_in_any_quotes(quote: str) -> None:
-    text = f"[monitoring]\nenable_wandb = true\nwandb_api_key={quote}{KEY}{quote}\n"
+@pytest.mark.parametrize(
+    ("quote", "before"),
+    [("'", ""), ('"', ""), ("'''", ""), ('"""', ""), ("'''", "\n"), ('"""', "\n"), ('"""', "\\\n  ")],
+)
+def test_in_any_quotes(quote: str, before: str) -> None:
+    other = f'# wandb_api_key = "{KEY[::-1]}"\n'
+    text = f"[monitoring]\nenable_wandb = true\nwandb_api_key={quote}{before}{KEY}{quote}\n"
+    filled = redaction.insert(redaction.hide(text + other), KEY)
+    assert redaction.key_in(tomllib.loads(filled)) == KEY and KEY[::-1] not in filled
     assert redaction.insert(redaction.hide(text), KEY) == text
 
 
@@ -232,10 +238,8 @@ def test_one_that_is_commented_out_is_hidden_as_well(comment: str) -> None:
 
 
 def test_what_can_not_be_put_in_is_refused() -> None:
-    three = '"' * 3
-    placeholder = f"[monitoring]\nwandb_api_key = {three}\n{redaction.HIDDEN}{three}\n"
     twice = f'b = "{KEY}"\n[monitoring]\nwandb_api_key = ""\n'
-    for text in (placeholder, "a = 1\n", twice):
+    for text in ("a = 1\n", twice):
         with pytest.raises(InvalidInput) as refused:
             redaction.insert(text, KEY)
         assert refused.value.field == redaction.FIELD

@@ -10,8 +10,8 @@ its last one, which begins after two thirds of them, at the end; by then it has 
 
 Memory is what a process has written itself ("Anonymous"); whether pages of files count for one process or for
 several depends on what else the machine runs. Python keeps a table of the names that paths were made of, and
-builds it anew (1 MB beside the old one) after some ten thousand of them, whether those are still in use or not;
-so before each measurement enough lists of runs are asked for to have that happen several times.
+builds it anew (1 MB beside the old one) after some ten thousand of them, whether those are in use or not; so
+before each measurement enough lists of runs are asked for to have that happen several times.
 
 Known gap: TensorBoard keeps what it has read of every run, so its memory is told and not judged.
 """

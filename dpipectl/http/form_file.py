@@ -4,8 +4,7 @@ Why: a browser has no TOML parser, and a form that was saved last year may have 
 So what is known is given as it stands, for the page to fill its fields with; what is not is named. Nothing is
 checked here but the syntax: that is done when the form is used.
 
-The time that Python's parser takes grows with the square of a key's dotted parts. So a text may not be long,
-no key may have many of them, and no request waits for another one's text.
+A text may not be long, and no request waits for another one's.
 
 Known gap: comments are lost.
 """
@@ -20,23 +19,14 @@ from starlette.responses import Response
 
 from dpipectl.http import answers, reading
 from dpipectl.http.answers import document
+from dpiped import tomltext
 from dpiped.messages import Form
 
 SECRETS = ("wandb_api_key",)
 """Fields that are left out: a key belongs into no file."""
 LARGEST_TEXT = 65536
 """Characters. A form has some hundred short lines."""
-LARGEST_KEY = 16
-"""Dots. A form has no dotted key at all."""
 _AT_BYTE = re.compile(r"\(byte (\d+)\)")
-_STRING_OR_COMMENT = re.compile(
-    r'"""(?:[^"\\]|\\[\s\S]|"(?!""))*+(?:"{3,5}|\\?\Z)'
-    r"|'''(?:[^']|'(?!''))*+(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*+"'
-    r"|'[^'\n]*+'"
-    r"|#[^\n]*+"
-)
-_LONG_KEY = re.compile(rf"(?:\.[ \t]*+[\w-]++[ \t]*+){{{LARGEST_KEY + 1}}}")
 
 
 class FormText(msgspec.Struct, frozen=True):
@@ -123,10 +113,10 @@ def _toml(text: str) -> dict[str, Any]:
     import tomllib
 
     text = text.removeprefix("\ufeff")
-    if _LONG_KEY.search(_STRING_OR_COMMENT.sub("s", text)):
-        raise RecursionError("a key of many parts")
     try:
-        return tomllib.loads(text)
+        return tomltext.loads(text)
+    except tomltext.LongKey:
+        raise
     except tomllib.TOMLDecodeError as error:
         said = str(error).replace("at end of document", f"at line {text.count(chr(10)) + 1}, the last one")
         raise ValueError(said) from error
