@@ -141,11 +141,16 @@ def _record64(handle: int, end: int) -> tuple[int, int, int, int] | None:
 
 
 def _missing(names: set[str], stages: int, expected: Iterable[str]) -> Iterator[str]:
-    """The names of files that have to be there and are not."""
+    """The names of files that have to be there and are not, and perhaps why they have to."""
     ranks = {int(found[1]) for found in map(_RANK.fullmatch, names) if found}
-    for rank in range(max(max(ranks, default=0) + 1, stages)):
+    written = max(ranks, default=0) + 1
+    for rank in range(max(written, stages)):
         if rank not in ranks:
-            yield f"mp_rank_{rank:02}_model_states.pt"
+            # Cut off, or of another pipeline: nothing in the folder tells which.
+            other = (
+                f" (there are {written} pipeline stages of the {stages} wanted)" if rank >= written else ""
+            )
+            yield f"mp_rank_{rank:02}_model_states.pt{other}"
     yield from sorted(set(expected) - names)
     zero = {(int(found[1]), int(found[2])) for found in map(_ZERO.fullmatch, names) if found}
     replicas = max((replica for replica, _ in zero), default=-1) + 1

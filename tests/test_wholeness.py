@@ -114,7 +114,9 @@ def test_the_files_of_every_stage_and_rank_have_to_be_there(tmp_path: Path) -> N
     (tmp_path / "notes.pt").touch()
     (tmp_path / "offloaded_tensors").mkdir()
     assert flaw(tmp_path, 2) is None and stages_of(tmp_path) == 2
-    assert flaw(tmp_path, 3) == "mp_rank_02_model_states.pt is missing"
+    assert flaw(tmp_path, 3) == (
+        "mp_rank_02_model_states.pt (there are 2 pipeline stages of the 3 wanted) is missing"
+    )
     assert flaw(tmp_path, 1, {"layer_07-model_states.pt"}) == "layer_07-model_states.pt is missing"
     (tmp_path / zero[2]).unlink()
     assert flaw(tmp_path) == "zero_pp_rank_1_mp_rank_00_optim_states.pt is missing"
