@@ -1,4 +1,4 @@
-"""How many files the daemon may have open at once.
+"""How many files the daemon and `dpipectl serve` may have open at once.
 
 Why: five hundred clients are five hundred connections, and many systems begin a service with a limit of
 1024. The daemon takes what it may have; a training gets back what it would have had without the daemon,

@@ -20,6 +20,7 @@ import zmq.asyncio
 from dpiped import limits, messages
 from tests.harness import BIN, Workspace
 from tests.helpers import require, wait_until
+from tests.web import Shim
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -171,6 +172,8 @@ def test_five_hundred_come_at_once_and_a_training_keeps_its_limit(workspace: Wor
     limited = f"ulimit -Sn 200; exec {BIN / 'dpiped'}"
     daemon = workspace.start_daemon("sh", "-c", limited)
     assert soft_files(daemon.pid) > 2000
+    shim = Shim(workspace, program=("sh", "-c", f'ulimit -Sn 200; exec {BIN / "dpipectl"} "$@"', "sh"))
+    assert soft_files(shim.process.pid) > 2000
     workspace.start(workspace.config(until=str(workspace.go)))
     workspace.until_step(2)
     assert soft_files(workspace.status()["run"]["pid"]) == 200

@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 from dpipectl.http.app import PREFIX, create_app, standalone
 from dpipectl.http.guard import Policy
 from dpipectl.http.patience import Connection
+from dpiped import limits
 from dpiped.errors import SettingsError
 from dpiped.settings import AF_UNIX_PATH_LIMIT, HttpSettings, load_http, token_in
 
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT. Raises SettingsError."""
     # The client has switched it off for the sake of its start; a server lives long.
     gc.enable()
+    limits.raise_files()
     settings = _settings(options)
     policy = Policy(settings.token, settings.hosts, None if settings.unix else settings.host)
     app = create_app(policy)
