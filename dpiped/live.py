@@ -24,6 +24,7 @@ from dpiped.progress import Progress, Snapshot
 from dpiped.rundir import Exit, Identity, Launched, Spec, TrainDir
 from dpiped.settings import Settings, without_secrets
 from dpiped.silence import Silence
+from dpiped.telling import Told
 
 LOOK_FOR_FILES_EVERY = 1.0
 KEPT_OPEN = 60.0
@@ -58,6 +59,7 @@ class LiveRun:
         """Why the trainer could not be asked to save when the stop began with that."""
         self.hung: str | None = None
         """Why it was ended for its silence."""
+        self.told = Told()
         self._follower = logs.Follower(self.folder / rundir.LOG, self._printed_into)
         self._silence = Silence(settings.hang_timeout)
         self._latest = clocks.Rewritten()

@@ -84,6 +84,12 @@ def is_alive(who: Identity) -> bool:
     return found is not None and found.start == who.start and not found.zombie
 
 
+def parent_of(who: Identity) -> int | None:
+    """The pid of the process that made it or has inherited it; None if it is gone."""
+    found = look(who.pid)
+    return found.parent if found is not None and found.start == who.start else None
+
+
 def open_pidfd(who: Identity) -> int | None:
     """A pidfd of exactly that process, or None if it is gone. The caller closes it."""
     try:

@@ -292,6 +292,8 @@ class Supervisor:
                 self.notice(remark)
             if self._end_if_hung(live):
                 await self.announce()
+            if isinstance(self.machine.state, Stopping) and self.machine.state.rung == "term":
+                live.told.tell_latecomers(live.members)
             live.hide_key()
             if live.launched is not None:
                 live.look_for_files()
@@ -397,8 +399,10 @@ class Supervisor:
             self._fall(live.id)
             return
         log.info("stopping run %s: %s", live.id, DOES[rung])
-        if rung != "save":
-            procs.send_all(live.members(), signal.SIGTERM if rung == "term" else signal.SIGKILL)
+        if rung == "term":
+            live.told.tell(live.members())
+        if rung == "kill":
+            procs.send_all(live.members(), signal.SIGKILL)
         self._await(live, deadline)
 
     def _await(self, live: LiveRun, deadline: float) -> None:

@@ -120,7 +120,7 @@ def test_fill_in_start_watch_through_every_fault_resume_save_stop_and_history(
     wait_until(lambda: browser.fact("phase") == "Training", "the phase", 90)
     run = the_run(real)
     wait_until(lambda: shown_step(browser) >= 3 and points(browser) >= 3, "steps and a curve", 60)
-    assert any("steps: 3 loss: " in line for line in browser.log_lines())
+    wait_until(lambda: any("steps: 3 loss: " in line for line in browser.log_lines()), "the log of step 3")
     assert browser.fact("loss") != "–" and "samples/s" in browser.fact("speed")
     before = points(browser)
     until_moving(browser)

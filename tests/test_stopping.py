@@ -5,13 +5,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.harness import BIN, Workspace, processes_of_run
-from tests.helpers import wait_until
+from tests.helpers import TRAINERS, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 LONG = "3000"
@@ -25,6 +26,22 @@ def test_a_stop_under_way_is_shortened_by_the_next(workspace: Workspace) -> None
     assert workspace.ctl("stop", "--timeout", LONG, "--no-wait")[0] == 0
     assert workspace.ctl("stop", "--timeout", "1")[0] == 0
     assert workspace.until_ended(run)["outcome"] == "stopped"
+    assert processes_of_run(run) == []
+
+
+@pytest.mark.parametrize("late", ["rank", "helper"])
+def test_a_rank_born_while_the_launcher_dies_is_told_to_end_and_a_helper_is_let(
+    workspace: Workspace, late: str
+) -> None:
+    launcher, ready, done = (workspace.root / name for name in ("bin/late", "ready", "done"))
+    launcher.write_text(f"#!{sys.executable}\n{(TRAINERS / 'late_launcher.py').read_text()}")
+    launcher.chmod(0o755)
+    workspace.start_daemon(DEEPSPEED_BIN=str(launcher), DIFFPIPE_STOP_TIMEOUT=LONG)
+    words = [f"--env={name}={value}" for name, value in (("LATE", late), ("READY", ready), ("DONE", done))]
+    run = workspace.start(workspace.config(), *words)
+    wait_until(ready.exists, "the launcher is ready")
+    assert workspace.ctl("stop")[0] == 0
+    assert done.exists() and workspace.until_ended(run)["outcome"] == "stopped"
     assert processes_of_run(run) == []
 
 
