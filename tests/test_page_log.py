@@ -124,7 +124,8 @@ def test_a_search_changed_while_it_runs_counts_right(workspace: Workspace, brows
     slow_network(browser, 0)
     field.send_keys(Keys.CONTROL, "a", Keys.NULL, "no such line")
     browser.until(".search output", "No match")
-    assert browser.run("return [...(CSS.highlights.get('found') ?? [])].length") == 0
+    highlighted = "return [...(CSS.highlights.get('found') ?? [])].length"
+    wait_until(lambda: browser.run(highlighted) == 0, "nothing is highlighted any more")
 
 
 def test_a_bar_is_live_and_the_last_words_stay(workspace: Workspace, browser: Browser) -> None:
