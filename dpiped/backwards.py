@@ -16,7 +16,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpiped.logs import CHUNK, Page, line_start_before, read_lines, shown, shown_all
+from dpiped.logfile import line_start_before, read_lines
+from dpiped.logs import CHUNK, Page, shown, shown_all
 from dpiped.outcome import LINE_LIMIT, RANK_PREFIX
 
 LOOK_BACK = 16 << 20

@@ -94,7 +94,7 @@ class Daemon:
         self._serving: asyncio.Task[None] | None = None
         wishes = Wishes(self._ask_to_reload, self._ask_to_hand_over)
         verbs = Verbs(self.supervisor, self.tensorboard, self.gpus, wishes)
-        self.server = Server(listening, verbs.answer, self.supervisor.end_polls)
+        self.server = Server(listening, verbs.answer, self.supervisor.changes.end_polls)
         self.service = Service(manager, self.supervisor, self.server)
 
     async def run(self) -> End:
@@ -211,7 +211,7 @@ class Daemon:
 
     async def _tell(self, notice: str) -> None:
         self.supervisor.notice(notice)
-        await self.supervisor.announce()
+        await self.supervisor.changes.announce()
 
     def _ask_to_reload(self) -> None:
         if self.supervisor.ending:
@@ -229,7 +229,7 @@ class Daemon:
         while not handover.is_orphan(self.starter):
             await asyncio.sleep(LOOK_FOR_SUPERVISORD_EVERY)
         self.supervisor.notice(ORPHANED)
-        await self.supervisor.announce()
+        await self.supervisor.changes.announce()
 
     async def _watch_tensorboard(self) -> None:
         seen = self.tensorboard.view
@@ -237,7 +237,7 @@ class Daemon:
             await asyncio.sleep(TENSORBOARD_LOOK_EVERY)
             if self.tensorboard.view != seen:
                 seen = self.tensorboard.view
-                await self.supervisor.announce()
+                await self.supervisor.changes.announce()
 
     async def _train_service_config(self) -> None:
         """Trains `DIFFPIPE_CONFIG`, unless a run of it is active or has completed."""
@@ -254,7 +254,7 @@ class Daemon:
                     self.supervisor.notice(f"run {started.run}: {text}")
         except (DpipedError, OSError) as error:
             self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error}")
-        await self.supervisor.announce()
+        await self.supervisor.changes.announce()
 
 
 def _lock_or_take_over(settings: Settings) -> tuple[Lock, Lock]:

@@ -69,7 +69,7 @@ class Gpus:
 
     async def _pause(self, active: bool, seconds: float) -> None:
         """Shorter when a run begins or ends: the memory changes then."""
-        await self._supervisor.wait_until(lambda: self._active() != active, seconds)
+        await self._supervisor.changes.wait_until(lambda: self._active() != active, seconds)
 
     def _active(self) -> bool:
         return self._supervisor.live is not None
@@ -91,7 +91,7 @@ class Gpus:
         for text in problems:
             self._supervisor.notice(text)
         self.view, self._problems = gpus, problems
-        await self._supervisor.announce()
+        await self._supervisor.changes.announce()
 
 
 class Found(Struct, frozen=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from dpiped import backwards, checkpoints, logs, messages, rundir
+from dpiped import backwards, checkpoints, logfile, logs, messages, rundir
 from dpiped.errors import InvalidInput, RunDamaged, UnknownRun
 from dpiped.outcome import conclude
 from dpiped.progress import Progress
@@ -147,13 +147,13 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
 
 def read_log(run: str, path: Path, request: messages.ReadLog) -> messages.LogLines:
     """A page of a log that no longer grows. Raises OSError."""
-    upto, size = logs.extent(path)
+    upto, size = logfile.extent(path)
     if request.after is not None and request.after > size:
         # It was truncated since that cursor was given.
         request = msgspec.structs.replace(request, after=0)
     page = read_page(path, request, upto)
     eof = page.next >= upto
-    current = logs.read_unfinished(path, upto, size) if eof else ""
+    current = logfile.read_unfinished(path, upto, size) if eof else ""
     pid = launcher_pid(path.parent)
     return messages.LogLines(run, page.lines, current, page.next, size, eof, pid, page.first)
 
@@ -163,10 +163,10 @@ def read_page(path: Path, request: messages.ReadLog, upto: int) -> logs.Page:
     limit, most = request.limit, messages.REPLY_BYTES
     if request.before is not None:
         return backwards.lines_before(path, min(request.before, upto), limit, most)
-    after = request.after if request.after is not None else logs.tail_start(path, limit, upto)
+    after = request.after if request.after is not None else logfile.tail_start(path, limit, upto)
     if after >= upto:
         return logs.Page((), after, after)
-    return logs.read_lines(path, after, limit, upto, most)
+    return logfile.read_lines(path, after, limit, upto, most)
 
 
 def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:

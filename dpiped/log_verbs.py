@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from dpiped import history, logs, messages, named, rundir, searching
+from dpiped import history, logfile, logs, messages, named, rundir, searching
 from dpiped.errors import InvalidInput, RunDamaged
 from dpiped.supervisor import Supervisor
 
@@ -42,7 +42,7 @@ class LogVerbs:
         self._path(run)
         seen = request.seen if request.seen is not None else request.after
         if seen is not None:
-            await self._supervisor.poll_until(
+            await self._supervisor.changes.poll_until(
                 lambda: self._grown(run, seen) or self._has_lines(run, request.after), request.wait
             )
         live, path = named.active(self._supervisor, run), self._path(run)
@@ -64,7 +64,7 @@ class LogVerbs:
         self._path(run)
         if request.after is not None:
             after = request.after
-            await self._supervisor.poll_until(
+            await self._supervisor.changes.poll_until(
                 lambda: self._grown(run, after) or self._has_lines(run, after), request.wait
             )
         live, path = named.active(self._supervisor, run), self._path(run)
@@ -94,7 +94,7 @@ class LogVerbs:
         run = named.run_id(self._supervisor, request.run)
         path = self._path(run)
         live = named.active(self._supervisor, run)
-        upto = live.ring.next if live else (await self._read(path, logs.extent, path))[0]
+        upto = live.ring.next if live else (await self._read(path, logfile.extent, path))[0]
         aside = self._supervisor.aside
         with _readable():
             hits = await searching.search(path, request.text, request.after, request.limit, upto, aside)
@@ -103,7 +103,7 @@ class LogVerbs:
     async def _read(self, path: Path, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """What `work` makes of the log. Raises RunDamaged if that can't be read."""
         with _readable():
-            if logs.size(path) <= SMALL:
+            if logfile.size(path) <= SMALL:
                 return work(*args, **kwargs)
             return await self._supervisor.aside.do(work, *args, **kwargs)
 
@@ -150,11 +150,11 @@ def _in_memory(ring: logs.Ring, request: messages.ReadLog) -> logs.Page | None:
 
 def _raw(run: str, path: Path, request: messages.ReadRaw, known: tuple[int, int] | None) -> messages.RawLog:
     """`known` is the extent of a log that grows."""
-    upto, size = known or logs.extent(path)
+    upto, size = known or logfile.extent(path)
     after = 0 if request.after is not None and request.after > size else request.after
     if after is None:
-        after = 0 if request.tail is None else logs.tail_start(path, request.tail, upto)
-    data = logs.read_bytes(path, after, size, messages.REPLY_BYTES)
+        after = 0 if request.tail is None else logfile.tail_start(path, request.tail, upto)
+    data = logfile.read_bytes(path, after, size, messages.REPLY_BYTES)
     after += len(data)
     return messages.RawLog(run, data, after, eof=known is None and after >= size)
 

@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from pathlib import Path
 
-from dpiped import curve, logs
+from dpiped import curve, logfile, logs
 from dpiped.aside import Aside
 from dpiped.curve import Curve
 
@@ -36,7 +36,7 @@ class PastCurves:
 
     async def of(self, run: str, path: Path) -> Curve:
         """The curve of a run that is over. Raises OSError."""
-        key = run, logs.size(path)
+        key = run, logfile.size(path)
         found = self._kept.get(key)
         if found is None:
             async with self._reading:
@@ -56,7 +56,7 @@ class PastCurves:
 
 def _feed(made: Curve, path: Path, position: int) -> int:
     """The next chunk; its length."""
-    chunk = logs.read_bytes(path, position, position + logs.CHUNK, logs.CHUNK)
+    chunk = logfile.read_bytes(path, position, position + logs.CHUNK, logs.CHUNK)
     for at in range(0, len(chunk), curve.PIECE):
         made.feed(chunk[at : at + curve.PIECE])
     return len(chunk)

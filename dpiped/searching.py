@@ -22,7 +22,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from dpiped.aside import Aside
-from dpiped.logs import line_start_from, read_lines, shown, shown_all
+from dpiped.logfile import line_start_from, read_lines
+from dpiped.logs import shown, shown_all
 
 BLOCK = 256 << 10
 """Bytes that are searched at a time. Full of escape sequences they may take a fifth of a second."""

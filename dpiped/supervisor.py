@@ -13,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -31,6 +30,7 @@ from dpiped import (
     saving,
 )
 from dpiped.aside import Aside
+from dpiped.changes import Changes
 from dpiped.errors import LaunchFailed, Refused, RunDamaged
 from dpiped.lifecycle import (
     Adopt,
@@ -72,9 +72,8 @@ class Supervisor:
         self.live: LiveRun | None = None
         self.last: messages.LastRun | None = None
         self.notices: list[str] = []
-        self.revision = 0
         self.ending = False
-        self.changed = asyncio.Condition()
+        self.changes = Changes()
         self.aside = Aside()
         self.past_curves = PastCurves(self.aside)
         self._environment: dict[str, str] = {}
@@ -82,8 +81,6 @@ class Supervisor:
         self._follower: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._unrecorded = ending.Unrecorded(self.notice, self.withdraw)
-        self._polls: dict[asyncio.Timeout, None] = {}
-        """Those of clients that wait, the oldest first."""
         self._starting = asyncio.Lock()
         self._unfollowed: list[str] = []
 
@@ -109,7 +106,7 @@ class Supervisor:
             self._environment = plan.environment
             self._follow_run(LiveRun(self.settings, plan.spec))
             self._act(actions)
-        await self.announce()
+        await self.changes.announce()
         started = await self._launched(plan.spec, plan.run_dir)
         written = plan.spec.source if plan.publish else None
         return msgspec.structs.replace(started, written=written, warnings=warnings, changes=traced.changes)
@@ -157,45 +154,11 @@ class Supervisor:
             ladder = lifecycle.Ladder(timeout, timeout if rung == "term" else ladder.term)
         self._stop_by = by
         self._act(self.machine.feed(Stop(rung, time.monotonic(), ladder)))
-        await self.announce()
+        await self.changes.announce()
         state = self.machine.state
         now = state.rung if isinstance(state, Stopping) else rung
         not_saved = f"{live.unsaved}; " if rung == "save" and now != "save" and live.unsaved else ""
         return messages.Stopping(live.id, now, not_saved + DOES[now])
-
-    async def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Waits for a change that makes `condition` true. False after `seconds`."""
-        return await self._wait(condition, asyncio.timeout(seconds))
-
-    async def poll_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """The same for a client. False sooner where too many clients wait."""
-        until = asyncio.timeout(seconds)
-        self._polls[until] = None
-        try:
-            return await self._wait(condition, until)
-        finally:
-            self._polls.pop(until, None)
-
-    def end_polls(self, count: int) -> None:
-        """The oldest polls end now, as if their time were over."""
-        for until in list(islice(self._polls, count)):
-            del self._polls[until]
-            if not until.expired():
-                until.reschedule(asyncio.get_running_loop().time())
-
-    async def _wait(self, condition: Callable[[], bool], until: asyncio.Timeout) -> bool:
-        try:
-            async with until, self.changed:
-                await self.changed.wait_for(condition)
-        except TimeoutError:
-            return False
-        return True
-
-    async def announce(self) -> None:
-        """Something that `status` shows has changed: wakes all who wait."""
-        async with self.changed:
-            self.revision += 1
-            self.changed.notify_all()
 
     # --- the daemon's own life
 
@@ -218,7 +181,7 @@ class Supervisor:
             except OSError as error:
                 # It is followed all the same, and tried again.
                 self.notice(f"the log of run {alive[0].id} can't be read: {error}")
-        await self.announce()
+        await self.changes.announce()
 
     async def let_go(self) -> None:
         """Stops following without touching the run."""
@@ -233,7 +196,7 @@ class Supervisor:
         if self.live is not None:
             await self.stop("term", None, by)
         while not isinstance(self.machine.state, lifecycle.Idle):
-            await self.wait_until(lambda: isinstance(self.machine.state, lifecycle.Idle), 60.0)
+            await self.changes.wait_until(lambda: isinstance(self.machine.state, lifecycle.Idle), 60.0)
 
     def _adopt(self, live: LiveRun) -> None:
         stopping = recovery.pending_stop(live, self._ladder())
@@ -270,7 +233,7 @@ class Supervisor:
         self._look_for_the_last_time(live)
         _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
-        await self.announce()
+        await self.changes.announce()
 
     def _look_for_the_last_time(self, live: LiveRun) -> None:
         try:
@@ -287,11 +250,11 @@ class Supervisor:
         while not await self._over(live):
             if await live.drain() or live.silence() != silence:
                 silence = live.silence()
-                await self.announce()
+                await self.changes.announce()
             for remark in live.remarks():
                 self.notice(remark)
             if self._end_if_hung(live):
-                await self.announce()
+                await self.changes.announce()
             if isinstance(self.machine.state, Stopping) and self.machine.state.rung == "term":
                 live.told.tell_latecomers(live.members)
             live.hide_key()
@@ -314,7 +277,7 @@ class Supervisor:
         alive = live.runner_is_alive()
         if live.launched is None and self._look_for_launch(live):
             self._act(self.machine.feed(Launched(live.id)))
-            await self.announce()
+            await self.changes.announce()
             alive = live.runner_is_alive()
         if alive or (live.launched is not None and self._has_another_runner(live)):
             return False
@@ -348,7 +311,7 @@ class Supervisor:
             live = self.live
             return live is None or live.id != spec.run or live.launched is not None
 
-        await self.wait_until(decided, LAUNCH_TIMEOUT)
+        await self.changes.wait_until(decided, LAUNCH_TIMEOUT)
         # The record, not the live run: a training may have ended already.
         launched = rundir.read(run_dir, rundir.Launched)
         if launched is None:

@@ -136,7 +136,9 @@ class Verbs:
         return view.status(self._supervisor, self._tensorboard.view, self._gpus.view)
 
     async def _watch(self, request: messages.Watch) -> AnyReply:
-        await self._supervisor.poll_until(lambda: self._supervisor.revision != request.after, request.wait)
+        await self._supervisor.changes.poll_until(
+            lambda: self._supervisor.changes.revision != request.after, request.wait
+        )
         return self._status()
 
     async def _start_form(self, request: messages.StartForm) -> AnyReply:
@@ -186,7 +188,9 @@ class Verbs:
 
     async def _wait(self, request: messages.WaitRun) -> AnyReply:
         run = named.run_id(self._supervisor, request.run)
-        await self._supervisor.poll_until(lambda: named.active(self._supervisor, run) is None, request.wait)
+        await self._supervisor.changes.poll_until(
+            lambda: named.active(self._supervisor, run) is None, request.wait
+        )
         return await self._detail(run)
 
     async def _config(self, request: messages.ReadConfig) -> AnyReply:

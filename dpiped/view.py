@@ -33,7 +33,7 @@ def status(
         last_run=supervisor.last,
         tensorboard=tensorboard,
         version=dpiped.__version__,
-        revision=supervisor.revision,
+        revision=supervisor.changes.revision,
         pid=os.getpid(),
         notices=tuple(supervisor.notices),
         gpus=gpus,

@@ -263,10 +263,10 @@ class _Daemon:
                 self.fate.left = job["dies"] or self.fate.left
                 await owner.stop(job["rung"], job["timeout"], "request")
             case "idle":
-                if not await owner.wait_until(lambda: owner.live is None, job["seconds"]):
+                if not await owner.changes.wait_until(lambda: owner.live is None, job["seconds"]):
                     raise Refused(f"still active: {self._view()}")
             case "launched":
-                if not await owner.wait_until(self._launched_or_over, job["seconds"]):
+                if not await owner.changes.wait_until(self._launched_or_over, job["seconds"]):
                     raise Refused(f"still not launched: {self._view()}")
         return self._view()
 
@@ -321,6 +321,10 @@ def main() -> None:
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             asking, _ = listener.accept()
             data, handles, _, _ = socket.recv_fds(asking, 1 << 20, 1)
+            if not data:
+                # Who asked was killed over it, and no process has come to be.
+                asking.close()
+                continue
             job = json.loads(data)
             marks.add(job.get("mark"))
             if os.fork() == 0:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpipectl.client import Failed
-from dpiped import backwards, logs, messages, outcome
+from dpiped import backwards, logfile, logs, messages, outcome
 from dpiped.logs import Page
 from tests.harness import Workspace
 from tests.helpers import wait_until
@@ -21,7 +21,7 @@ def forwards(path: Path, upto: int, most: int) -> list[str]:
     read: list[str] = []
     after = 0
     while after < upto:
-        page = logs.read_lines(path, after, 100, upto, most)
+        page = logfile.read_lines(path, after, 100, upto, most)
         read += page.lines
         after = page.next
     return read

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from dpiped import history, logs, messages, rundir
+from dpiped import history, logfile, messages, rundir
 from dpiped.aside import Aside
 from dpiped.curve import Curve
 from dpiped.errors import RunDamaged
@@ -133,7 +133,7 @@ def test_a_kept_curve_does_not_wait_for_one_that_is_read(tmp_path: Path) -> None
         small, empty = [await curves.of(path.name, path) for path in paths[1:3]]
         followed = Curve()
         followed.feed(paths[3].read_bytes().rstrip(b"\n"))
-        curves.keep("followed", logs.size(paths[3]), followed)
+        curves.keep("followed", logfile.size(paths[3]), followed)
         reading = asyncio.create_task(curves.of("large", paths[0]))
         await asyncio.sleep(0)
         kept = [await curves.of(path.name, path) for path in paths[1:]]

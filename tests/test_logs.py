@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from dpiped import logs
+from dpiped import logfile, logs
 from dpiped.logs import Follower, Page, Ring, shown
 from tests.helpers import seconds_of_a_reader_by_lines
 
@@ -155,7 +155,7 @@ def test_pages_follow_each_other_without_gap_or_repetition(
 @given(TEXTS)
 def test_the_extent_of_a_file_is_its_last_line_end_and_its_size(data: bytes) -> None:
     with file_of(data) as path:
-        assert logs.extent(path) == (model_of(data).next, len(data))
+        assert logfile.extent(path) == (model_of(data).next, len(data))
 
 
 @CALM
@@ -163,7 +163,7 @@ def test_the_extent_of_a_file_is_its_last_line_end_and_its_size(data: bytes) -> 
 def test_the_file_agrees_on_where_its_last_lines_begin(data: bytes, limit: int) -> None:
     model = model_of(data)
     with file_of(data) as path:
-        assert logs.tail_start(path, limit, model.next) == model.tail_start(limit)
+        assert logfile.tail_start(path, limit, model.next) == model.tail_start(limit)
 
 
 @CALM
@@ -174,7 +174,7 @@ def test_the_file_gives_the_same_lines_as_the_ring(data: bytes, limit: int, choo
     after = choose.draw(st.integers(0, model.next))
     begin = min(start for start in (*model.starts, model.next) if start >= after)
     with file_of(data) as path:
-        page = logs.read_lines(path, after, limit, model.next, PLENTY)
+        page = logfile.read_lines(path, after, limit, model.next, PLENTY)
         assert page == model.from_offset(begin, limit)
         assert page == ring_of(data, []).page(after, limit, PLENTY)
 
@@ -187,7 +187,7 @@ def test_pages_of_a_file_bounded_in_bytes_follow_each_other(data: bytes, most: i
     after = 0
     with file_of(data) as path:
         while after < model.next:
-            page = logs.read_lines(path, after, 100, model.next, most)
+            page = logfile.read_lines(path, after, 100, model.next, most)
             assert page.next > after
             read += page.lines
             after = page.next
@@ -199,44 +199,44 @@ def test_pages_of_a_file_bounded_in_bytes_follow_each_other(data: bytes, most: i
 def test_the_unfinished_line_of_a_file(data: bytes) -> None:
     model = model_of(data)
     with file_of(data) as path:
-        assert logs.read_unfinished(path, model.next, len(data)) == shown(model.unfinished)
+        assert logfile.read_unfinished(path, model.next, len(data)) == shown(model.unfinished)
 
 
 @CALM
 @given(TEXTS, st.integers(0, 100), st.integers(0, 100), st.integers(0, 100))
 def test_raw_bytes_are_a_slice_of_the_file(data: bytes, after: int, upto: int, most: int) -> None:
     with file_of(data) as path:
-        assert logs.read_bytes(path, after, upto, most) == data[after : max(after, upto)][:most]
+        assert logfile.read_bytes(path, after, upto, most) == data[after : max(after, upto)][:most]
 
 
 def test_a_log_that_was_not_written_is_empty(tmp_path: Path) -> None:
     missing = tmp_path / "output.log"
-    assert logs.extent(missing) == (0, 0)
-    assert logs.tail_start(missing, 5, 100) == 0
-    assert logs.read_bytes(missing, 0, 10, 10) == b""
+    assert logfile.extent(missing) == (0, 0)
+    assert logfile.tail_start(missing, 5, 100) == 0
+    assert logfile.read_bytes(missing, 0, 10, 10) == b""
 
 
 def test_a_tail_far_behind_in_a_large_file_is_found_across_blocks(tmp_path: Path) -> None:
     path = tmp_path / "output.log"
     data = b"".join(b"line %06d\n" % number for number in range(250_000)) + b"unfinished"
     path.write_bytes(data)
-    upto, size = logs.extent(path)
+    upto, size = logfile.extent(path)
     assert (upto, size) == (len(data) - len(b"unfinished"), len(data))
     assert size > 2 * logs.CHUNK
     for limit in (1, 2, 95_325, 95_326, 200_000, 250_000, 300_000):
-        assert logs.tail_start(path, limit, upto) == max(upto - 12 * limit, 0)
+        assert logfile.tail_start(path, limit, upto) == max(upto - 12 * limit, 0)
 
 
 def test_the_rest_of_a_line_too_long_to_hold_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "output.log"
     long = b"<" + b"x" * (3 * logs.UNFINISHED_LIMIT) + b">"
     path.write_bytes(b"before\n" + long + b"\nafter\n")
-    upto, _ = logs.extent(path)
-    page = logs.read_lines(path, 0, 10, upto, PLENTY)
+    upto, _ = logfile.extent(path)
+    page = logfile.read_lines(path, 0, 10, upto, PLENTY)
     assert (page.lines[0], page.lines[2], page.next) == ("before", "after", upto)
     assert page.lines[1].startswith("<x") and page.lines[1].endswith("x>")
     assert len(page.lines[1]) < logs.LINE_LIMIT + 100
-    assert logs.read_lines(path, 9, 10, upto, PLENTY) == Page(("after",), upto - 6, upto)
+    assert logfile.read_lines(path, 9, 10, upto, PLENTY) == Page(("after",), upto - 6, upto)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_file_that_shrank_ends_the_page(tmp_path: Path, left: bytes) -> None:
     path = tmp_path / "output.log"
     path.write_bytes(left)
     with at_most(2.0):
-        page = logs.read_lines(path, 0, 50, 1000, PLENTY)
+        page = logfile.read_lines(path, 0, 50, 1000, PLENTY)
     assert len(page.lines) <= left.count(b"\n") + 1
 
 

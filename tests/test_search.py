@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpiped import logs, searching
+from dpiped import logfile, logs, searching
 from dpiped.aside import Aside
 from dpiped.searching import Hits
 from tests.harness import Workspace
@@ -71,7 +71,7 @@ def test_long_lines_and_many_blocks(tmp_path: Path) -> None:
     long = b"head" + b"x" * (2 * searching.BLOCK) + b"middle" + b"x" * (2 * searching.BLOCK) + b"tail\n"
     data = (b"plain line of text\n" * 30_000 + b"NEEDLE\n" + long) * 2 + b"unfinished needle"
     path.write_bytes(data)
-    upto, _ = logs.extent(path)
+    upto, _ = logfile.extent(path)
     for text in ("needle", "HEADx", "xtail", "middle", "nothing"):
         assert search_all(path, text, 0, 500, upto) == plainly(data, text, 0), text
     assert len(plainly(data, "needle", 0)) == 2 and not plainly(data, "middle", 0)

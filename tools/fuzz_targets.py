@@ -19,6 +19,7 @@ from dpiped import (
     backwards,
     form_paths,
     forms,
+    logfile,
     logs,
     masking,
     messages,
@@ -184,11 +185,11 @@ def pages(data: bytes) -> None:
         file.write(text)
         file.flush()
         path = Path(file.name)
-        upto, size = logs.extent(path)
+        upto, size = logfile.extent(path)
         assert (upto, size) == (text.rfind(b"\n") + 1, len(text))
         forwards, at = [], 0
         while at < upto:
-            page = logs.read_lines(path, at, limit, upto, most)
+            page = logfile.read_lines(path, at, limit, upto, most)
             assert page.first == at and page.next > at and 0 < len(page.lines) <= limit
             forwards += list(page.lines)
             at = page.next
