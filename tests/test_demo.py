@@ -10,8 +10,6 @@ import pytest
 
 from tests.helpers import HERE, require
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.timeout(300)
 def test_the_demo_trains_shows_and_ends_by_itself_within_three_minutes(tmp_path: Path) -> None:
@@ -33,6 +31,7 @@ def test_the_demo_trains_shows_and_ends_by_itself_within_three_minutes(tmp_path:
     assert list((tmp_path / "demo/example/output").glob("*/samples/*.png"))
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_a_step_costs_little_more_than_a_plain_loop_s() -> None:
     require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")
