@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 import dpiped
 from dpiped import (
     form_paths,
@@ -206,16 +208,25 @@ class Verbs:
     def _runs(self, request: messages.ListRuns) -> AnyReply:
         runs = self._supervisor.runs
         names = rundir.names(runs)[: request.limit]
-        found = (
-            history.summary(runs, name, active=named.active(self._supervisor, name) is not None)
-            for name in names
+        return messages.Runs(
+            tuple(self._figures(history.summary(runs, name, self._on(name))) for name in names)
         )
-        return messages.Runs(tuple(found))
 
     async def _detail(self, run: str) -> messages.RunReply:
-        active = named.active(self._supervisor, run) is not None
         # The line that says what was wrong is looked for in megabytes of a log.
-        return await asyncio.to_thread(history.detail, self._supervisor.runs, run, active)
+        found = await asyncio.to_thread(history.detail, self._supervisor.runs, run, self._on(run))
+        return msgspec.structs.replace(found, summary=self._figures(found.summary))
+
+    def _on(self, run: str) -> bool:
+        return named.active(self._supervisor, run) is not None
+
+    def _figures(self, summary: messages.RunSummary) -> messages.RunSummary:
+        """With those of now, for a run that goes on: they are recorded when it ends."""
+        live = named.active(self._supervisor, summary.id)
+        if live is None or summary.ended_at is not None:
+            return summary
+        said = live.progress.snapshot()
+        return msgspec.structs.replace(summary, step=said.step, epoch=said.epoch, loss=said.loss)
 
 
 def _wanted(request: messages.Start | messages.StartForm | messages.Validate) -> Wanted:

@@ -37,6 +37,17 @@ def test_a_run_completes_and_leaves_its_records(dpiped: Workspace) -> None:
     assert (last["id"], last["outcome"], last["exit_code"], last["signal"]) == (run, "completed", 0, None)
 
 
+def test_a_run_that_goes_on_is_listed_with_the_figures_of_now(dpiped: Workspace) -> None:
+    run = dpiped.start(dpiped.config(until=str(dpiped.go)))
+    step = dpiped.until_step(3)["step"]
+    for found in (dpiped.json("runs")[0], dpiped.json("show", run)):
+        assert found["state"] == "running" and found["ended_at"] is None
+        assert found["step"] >= step and found["epoch"] == 1 and 0 < found["loss"] < 1
+    dpiped.go.touch()
+    ended = dpiped.until_ended(run)
+    assert dpiped.json("runs")[0]["step"] == ended["step"] > step
+
+
 def test_the_launcher_gets_its_flags_and_a_free_port_twice(dpiped: Workspace) -> None:
     run = dpiped.start(dpiped.config(steps=1), "--num-gpus", "2", "--", "--some", "thing")
     dpiped.until_ended(run)
