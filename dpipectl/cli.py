@@ -279,7 +279,7 @@ VERBS: dict[str, tuple[str, Any, str]] = {
         _validate,
         "  dpipectl validate --config /workspace/configs/flux.toml\n"
         "  dpipectl validate --form form.toml --set min_ar=0.75\n"
-        "exit code 5 if anything is",
+        "exit code 5 if anything is wrong",
     ),
     "serve": (
         "serve ControlPilot's HTTP calls and more, as a client of the daemon",

@@ -29,7 +29,10 @@ MARGIN = 5.0
 """Added to a request's own `wait` before its reply counts as missing."""
 PATIENCE = 120.0
 RETRY_EVERY = 0.2
-HINT = "start it with `dpiped`, or `supervisorctl start diffpipe`; DIFFPIPE_SOCKET says where it listens"
+HINT = (
+    "start it with `dpiped`, `supervisorctl start diffpipe` or `systemctl start dpiped`; "
+    "DIFFPIPE_SOCKET says where it listens"
+)
 
 
 CHANGES = (messages.Start, messages.StartForm, messages.Resume, messages.Stop, messages.Save, messages.Reload)

@@ -12,6 +12,7 @@ from typing import Any
 from dpipectl import forms
 from dpiped import messages
 from dpiped.errors import InvalidInput
+from dpiped.form import MOST_GPUS
 from dpiped.messages import Form, Start, StartForm, Validate
 
 FLAGS = (
@@ -37,7 +38,7 @@ def start(options: argparse.Namespace) -> Start | StartForm:
     args, env = tuple(options.args), environment(options.env)
     if options.config is None:
         return StartForm(_form(options), args=args, env=env)
-    return Start(absolute(options.config), num_gpus=options.num_gpus, args=args, env=env)
+    return Start(absolute(options.config), num_gpus=gpus(options), args=args, env=env)
 
 
 def validate(options: argparse.Namespace) -> Validate:
@@ -45,14 +46,14 @@ def validate(options: argparse.Namespace) -> Validate:
     args, env = tuple(options.args), environment(options.env)
     if options.config is None:
         return Validate(form=_form(options), args=args, env=env)
-    return Validate(config=absolute(options.config), num_gpus=options.num_gpus, args=args, env=env)
+    return Validate(config=absolute(options.config), num_gpus=gpus(options), args=args, env=env)
 
 
 def resume(options: argparse.Namespace) -> messages.Resume:
     """The request. Raises InvalidInput."""
     config = absolute(options.config) if options.config else None
     args, env = tuple(options.args), environment(options.env)
-    return messages.Resume(options.run, config=config, num_gpus=options.num_gpus, args=args, env=env)
+    return messages.Resume(options.run, config=config, num_gpus=gpus(options), args=args, env=env)
 
 
 def check_resume(options: argparse.Namespace) -> Validate:
@@ -69,6 +70,15 @@ def absolute(path: str) -> str:
     return str(Path(path).absolute())
 
 
+def gpus(options: argparse.Namespace) -> int | None:
+    """How many were asked for. Raises InvalidInput."""
+    number: int | None = options.num_gpus
+    # The daemon checks this as well, but has only a type to say it with.
+    if number is not None and not 1 <= number <= MOST_GPUS:
+        raise InvalidInput(f"--num-gpus takes 1 to {MOST_GPUS}, not {number}", field="num_gpus")
+    return number
+
+
 def environment(pairs: list[str]) -> dict[str, str]:
     """NAME=VALUE words. Raises InvalidInput."""
     env = {}
@@ -78,7 +88,7 @@ def environment(pairs: list[str]) -> dict[str, str]:
         if not equals or not name.isascii() or not name.isidentifier():
             # Not what it is instead: somebody may have left the name out before a key.
             text = "--env takes NAME=VALUE, with a NAME of letters, digits and underscores"
-            raise InvalidInput(f"{text}; number {number} is none", field="env")
+            raise InvalidInput(f"{text}; --env number {number} is not like that", field="env")
         env[name] = value
     return env
 

@@ -109,14 +109,16 @@ def run(reply: messages.RunReply) -> str:
     return "\n".join([summary.id] + [_field(name, text) for name, text in fields if text])
 
 
-def findings(found: tuple[messages.FieldError, ...]) -> str:
-    """What is wrong, a line each."""
+def findings(found: tuple[messages.Finding, ...]) -> str:
+    """What is wrong, a line each, and below it the way out."""
     if not found:
         return "nothing is wrong with it; `dpipectl start` with the same words starts it"
-    return "\n".join(
-        each.message if each.message.startswith(each.field) else f"{each.field}: {each.message}"
-        for each in found
-    )
+    lines = []
+    for each in found:
+        named = each.message.startswith(each.field)
+        lines.append(each.message if named else f"{each.field}: {each.message}")
+        lines += [f"  {each.hint}"] if each.hint else []
+    return "\n".join(lines)
 
 
 def changes(run: str | None, found: tuple[messages.Difference, ...]) -> str:

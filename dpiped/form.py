@@ -19,7 +19,8 @@ from msgspec import Meta, Struct
 ModelType: TypeAlias = Literal["hunyuan-video", "dpiped"]
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
 NotNegative: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
-Gpus: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
+MOST_GPUS = 64
+Gpus: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_GPUS)]
 Ratio: TypeAlias = Annotated[float, Meta(gt=0, le=1000)]
 Rate: TypeAlias = Annotated[float, Meta(gt=0, le=100)]
 Amount: TypeAlias = Annotated[float, Meta(ge=0, le=1_000_000)]

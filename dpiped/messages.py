@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dpiped.form import Form as Form
+from dpiped.form import Gpus as Gpus
 
 PROTOCOL = 1
 REQUEST_BYTES = 1 << 20
@@ -34,7 +35,6 @@ Step: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
 Text: TypeAlias = Annotated[str, Meta(max_length=32768)]
 
 Variables: TypeAlias = dict[Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)], Text]
-Gpus: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
 Key: TypeAlias = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:+/=-]{8,256}$")]
 """A Weights & Biases key."""
 Pid: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
@@ -392,13 +392,21 @@ class Started(Reply, frozen=True, tag="started"):
     changes: "tuple[Difference, ...]" = ()
 
 
+class Finding(Struct, frozen=True):
+    """What would hinder a start, at its field; `hint` is a way out."""
+
+    field: str
+    message: str
+    hint: str | None = None
+
+
 class Validated(Reply, frozen=True, tag="validated"):
     """`findings` are all that is wrong; none: a start would be accepted and the files it names are there.
 
     The others are those of `Started`, for a resume.
     """
 
-    findings: tuple[FieldError, ...]
+    findings: tuple[Finding, ...]
     resumed_from: str | None = None
     checkpoint: str | None = None
     warnings: tuple[str, ...] = ()

@@ -312,7 +312,10 @@ def launcher_candidates(settings: Settings) -> list[str]:
 
 def training_environment(settings: Settings, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The daemon's variables on the allow-list, with the NCCL defaults; not PYTHON* or VIRTUAL_ENV."""
-    return _passed(env, (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)) | settings.training_env
+    # A system service of root's has none, and not all that caches something asks the system's list of users.
+    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib's raises for a user without one
+    at_home = {"HOME": home} if home.startswith("/") else {}
+    return at_home | _passed(env, (*ENVIRONMENT_FOR_TRAINING, *settings.pass_env)) | settings.training_env
 
 
 def tensorboard_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -11,19 +11,17 @@ from pathlib import Path
 from dpiped import form_paths, launch, readying, resume, sources
 from dpiped.errors import DpipedError, InvalidForm, InvalidInput, RunDamaged, UnknownRun
 from dpiped.form import Form
-from dpiped.messages import FieldError, Resume, Validated
+from dpiped.messages import Finding, Resume, Validated
 from dpiped.settings import Settings
 from dpiped.sources import Wanted
 
 
-def findings(settings: Settings, wanted: Wanted) -> tuple[FieldError, ...]:
+def findings(settings: Settings, wanted: Wanted) -> tuple[Finding, ...]:
     """One finding per field, in the form's order where there is one. Writes nothing."""
-    found: dict[str, str] = {}
-    if wanted.form is not None:
-        found |= _in_form(settings, wanted, wanted.form)
+    found = _in_form(settings, wanted, wanted.form) if wanted.form is not None else {}
     if not found:
-        found |= _in_launch(settings, wanted)
-    return tuple(FieldError(field, text) for field, text in found.items())
+        return _in_launch(settings, wanted)
+    return tuple(Finding(field, text) for field, text in found.items())
 
 
 def of_resume(settings: Settings, runs: Path, request: Resume) -> Validated:
@@ -36,7 +34,7 @@ def of_resume(settings: Settings, runs: Path, request: Resume) -> Validated:
     except (UnknownRun, RunDamaged):
         raise
     except DpipedError as error:
-        return Validated((FieldError(error.field or "run", error.message),))
+        return Validated((Finding(error.field or "run", error.message, error.hint),))
     told = (
         (f"{', '.join(removed)} of {made.resume.train_dir.name} would be removed first",) if removed else ()
     )
@@ -66,15 +64,15 @@ def _in_form(settings: Settings, wanted: Wanted, form: Form) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda each: _position(each[0])))
 
 
-def _in_launch(settings: Settings, wanted: Wanted) -> dict[str, str]:
+def _in_launch(settings: Settings, wanted: Wanted) -> tuple[Finding, ...]:
     """A start up to the point where something would be written."""
     try:
         launch.make(settings, wanted)
     except InvalidForm as error:
-        return dict(error.fields)
+        return tuple(Finding(field, text) for field, text in dict(error.fields).items())
     except DpipedError as error:
-        return {error.field or "config": error.message}
-    return {}
+        return (Finding(error.field or "config", error.message, error.hint),)
+    return ()
 
 
 def _position(field: str) -> int:

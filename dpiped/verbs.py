@@ -162,6 +162,9 @@ class Verbs:
     async def _validate_resume(self, request: messages.Validate, run: str) -> AnyReply:
         if request.form is not None:
             raise InvalidInput("a resume is checked with a config, not with a form", field="form")
+        if self._on(name := history.resolve(self._supervisor.runs, run)):
+            hint = "it can be resumed once it has ended: dpipectl stop --save"
+            return messages.Validated((messages.Finding("run", f"run {name} is going on", hint),))
         wanted = messages.Resume(run, request.config, request.num_gpus, request.args, request.env)
         return await asyncio.to_thread(validation.of_resume, self._settings, self._supervisor.runs, wanted)
 

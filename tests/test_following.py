@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpipectl import cli
-from dpipectl.client import Client
+from dpipectl.client import Client, Failed
 from dpiped import messages
 from dpiped.errors import InvalidInput
 from tests.harness import BIN, Workspace
@@ -82,8 +82,11 @@ def test_a_variable_that_is_none_is_refused_in_words(dpiped: Workspace, pair: st
 
 
 def test_a_number_out_of_bounds_names_its_field(dpiped: Workspace) -> None:
-    error = dpiped.json("start", "--config", str(dpiped.config()), "--num-gpus", "0", code=5)["error"]
-    assert (error["field"], error["message"]) == ("num_gpus", "num_gpus: expected `int` >= 1")
+    for verb in (("start", "--config", str(dpiped.config())), ("resume", "--check")):
+        error = dpiped.json(*verb, "--num-gpus", "65", code=5)["error"]
+        assert (error["field"], error["message"]) == ("num_gpus", "--num-gpus takes 1 to 64, not 65")
+    with pytest.raises(Failed, match="num_gpus: expected `int` >= 1"):
+        dpiped.client().call(messages.Start("/c.toml", num_gpus=0))
 
 
 def test_half_an_option_is_none() -> None:

@@ -128,6 +128,8 @@ def test_without_any_whole_one_it_is_refused_and_another_run_is_named(dpiped: Wo
         assert f"which is not whole ({WEIGHTS} is missing)" in found["message"]
         assert "no other checkpoint in it is whole" in found["message"]
     hint = dpiped.json("resume", run, code=5)["error"]["hint"]
+    (found,) = dpiped.json("resume", run, "--check", code=5)["findings"]
+    assert found["hint"] == hint and hint in dpiped.ctl("resume", run, "--check")[1]
     assert f"run {good}" in hint and tag in hint and f"dpipectl resume {good}" in hint
     assert sorted(path.name for path in train_dir.iterdir()) == before
     assert [each["id"] for each in dpiped.json("runs")] == [run, good]
@@ -135,6 +137,14 @@ def test_without_any_whole_one_it_is_refused_and_another_run_is_named(dpiped: Wo
     reply = dpiped.json("start", "--config", str(dpiped.config(steps=1)), "--", "--resume_from_checkpoint")
     assert reply["resumed_from"] == good
     assert reply["warnings"] == [f"{train_dir.name} is newer, but holds no whole checkpoint"]
+
+
+def test_a_run_that_goes_on_can_not_be_resumed(dpiped: Workspace) -> None:
+    run = dpiped.start(dpiped.config(until=str(dpiped.go)))
+    assert dpiped.json("resume", code=4)["error"]["code"] == "refused"
+    (found,) = dpiped.json("resume", run, "--check", code=5)["findings"]
+    assert (found["field"], found["message"]) == ("run", f"run {run} is going on")
+    assert "dpipectl stop --save" in found["hint"]
 
 
 def now() -> str:

@@ -1,6 +1,8 @@
 """Every environment variable: default, valid, refused with its name, and what a training inherits."""
 
 import os
+import pwd
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from dpiped.settings import (
     socket_path,
     training_environment,
 )
+from tests.helpers import HERE
 
 BASE = {"HOME": "/home/ann", "DIFFPIPE_SOCKET": "/run/t.sock"}
 
@@ -285,6 +288,19 @@ def test_the_length_of_a_socket_path_is_counted_in_bytes(letter: str) -> None:
     assert str(AF_UNIX_PATH_LIMIT) in refusal.value.message
 
 
+def test_every_variable_is_in_the_readme_and_in_the_environment_file() -> None:
+    """With the names of what else the code looks at."""
+    root = HERE.parent
+    read = set(re.findall(r'"([A-Z][A-Z0-9_]{3,})"', (root / "dpiped/settings.py").read_text()))
+    rows = re.findall(r"^\| (`[A-Z].*?) \|", (root / "README.md").read_text(), re.M)
+    told = {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]+)`", row)}
+    named = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", (root / "etc/systemd/dpiped.env").read_text()))
+    assert told and told <= read and told <= named
+    of_others = {"HOME", "XDG_RUNTIME_DIR", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "SUPERVISOR_ENABLED"}
+    ours = {"DPIPED_RUN_ID", "DPIPED_STARTED_BY"}
+    assert read - told - {*OF_THE_SERVICE_MANAGER} == of_others | ours
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -312,6 +328,11 @@ def test_a_training_gets_what_it_needs(name: str) -> None:
     assert training_environment(loaded(), {name: "value"})[name] == "value"
 
 
+def test_a_training_has_a_home_where_the_daemon_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    assert training_environment(loaded(), {})["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -337,6 +358,7 @@ def test_what_the_service_manager_says_is_for_the_daemon_alone() -> None:
     assert set(training_environment(loaded(DIFFPIPE_PASS_ENV="*"), env)) - set(env) == {
         "NCCL_P2P_DISABLE",
         "NCCL_IB_DISABLE",
+        "HOME",
     }
     assert environment_of_helpers(env) == {"FOO": "1"}
 
@@ -366,13 +388,18 @@ def test_what_the_service_manager_can_not_mean(variable: str, text: str) -> None
 
 
 def test_nccl_defaults_apply_only_where_the_user_set_nothing() -> None:
-    nothing = training_environment(loaded(), {})
-    assert nothing == {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
-    set_by_user = {"NCCL_P2P_DISABLE": "0", "NCCL_IB_DISABLE": ""}
-    assert training_environment(loaded(**set_by_user), set_by_user) == {
-        "NCCL_P2P_DISABLE": "0",
-        "NCCL_IB_DISABLE": "1",
-    }
+    home = {"HOME": "/home/ann"}
+    nothing = training_environment(loaded(), home)
+    assert nothing == {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"} | home
+    set_by_user = {"NCCL_P2P_DISABLE": "0", "NCCL_IB_DISABLE": ""} | home
+    assert (
+        training_environment(loaded(**set_by_user), set_by_user)
+        == {
+            "NCCL_P2P_DISABLE": "0",
+            "NCCL_IB_DISABLE": "1",
+        }
+        | home
+    )
 
 
 def test_further_variables_are_passed_by_name_or_glob() -> None:
