@@ -113,11 +113,10 @@ class _Run:
 
     def _give_up(self, why: str) -> None:
         """Nobody could follow a training that is not recorded: it is ended before it has done anything."""
-        while left := self._members():
+        while (left := self._members()) or _reap():
             procs.send_all(left, signal.SIGKILL)
             time.sleep(LOOK_EVERY)
             _reap()
-        _reap(options=0)
         self._record(Exit(None, None, time.time(), error=why))
 
     def follow(self) -> None:
@@ -186,7 +185,9 @@ class _Run:
         ended: set[Identity] = set()
         termed: set[Identity] = set()
         _reap()
-        while left := self._members():
+        # A look misses one that is born during it, of a parent that ends meanwhile. But then that one is a
+        # child of this process, the subreaper.
+        while (left := self._members()) or _reap():
             now = time.monotonic()
             term_at, kill_at = self._deadlines(begun)
             if now >= kill_at:
@@ -198,8 +199,6 @@ class _Run:
                 ended.update(left)
             time.sleep(LOOK_EVERY)
             _reap()
-        # All that is left are the dead; waiting for them can't block, and leaves no zombie to init.
-        _reap(options=0)
         return len(ended)
 
     def _deadlines(self, begun: float) -> tuple[float, float]:
@@ -230,11 +229,12 @@ def _wait_for(pid: int) -> int:
             return status
 
 
-def _reap(options: int = os.WNOHANG) -> None:
+def _reap() -> bool:
+    """Leaves no zombie to init. Does a child live?"""
     while True:
         try:
-            pid, _ = os.waitpid(-1, options)
+            pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return False
         if pid == 0:
-            return
+            return True

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from dpiped import procs
 from tests.harness import Workspace, processes_of_run
-from tests.helpers import wait_until
+from tests.helpers import TRAINERS, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -78,6 +79,17 @@ def test_out_of_memory_is_said_in_words(dpiped: Workspace, error: str, code: int
     ended = dpiped.until_ended(run)
     assert (ended["outcome"], ended["exit_code"]) == ("failed", code)
     assert ended["reason"].startswith(phrase)
+    assert processes_of_run(run) == []
+
+
+def test_what_is_forked_while_it_is_looked_for_is_ended_too(workspace: Workspace) -> None:
+    launcher = workspace.root / "bin/forking"
+    launcher.write_text(f"#!{sys.executable}\n{(TRAINERS / 'forking_launcher.py').read_text()}")
+    launcher.chmod(0o755)
+    workspace.start_daemon(DEEPSPEED_BIN=str(launcher))
+    run = workspace.start(workspace.config())
+    assert workspace.until_ended(run)["outcome"] == "failed"
+    assert record(workspace, run, "exit.json")["leftovers"] >= 1
     assert processes_of_run(run) == []
 
 
