@@ -356,17 +356,21 @@ class Supervisor:
         log.info("starting run %s: %s", live.id, " ".join(live.spec.argv))
 
     def _climb(self, live: LiveRun, rung: lifecycle.Rung, deadline: float) -> None:
+        # First: whatever goes wrong on this rung, the next one comes.
+        self._await(live, deadline)
         if rung == "save" and (why_not := saving.request_and_quit(live)):
             live.unsaved = why_not
             log.info("stopping run %s: %s", live.id, why_not)
             self._fall(live.id)
             return
         log.info("stopping run %s: %s", live.id, DOES[rung])
-        if rung == "term":
-            live.told.tell(live.members())
-        if rung == "kill":
-            procs.send_all(live.members(), signal.SIGKILL)
-        self._await(live, deadline)
+        try:
+            if rung == "term":
+                live.told.tell(live.members())
+            if rung == "kill":
+                procs.send_all(live.members(), signal.SIGKILL)
+        except OSError as error:
+            self.notice(f"run {live.id}: its processes can't be signalled: {error}")
 
     def _await(self, live: LiveRun, deadline: float) -> None:
         self._cancel_deadline()

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.harness import BIN, Workspace, processes_of_run
@@ -42,6 +43,23 @@ def test_a_rank_born_while_the_launcher_dies_is_told_to_end_and_a_helper_is_let(
     wait_until(ready.exists, "the launcher is ready")
     assert workspace.ctl("stop")[0] == 0
     assert done.exists() and workspace.until_ended(run)["outcome"] == "stopped"
+    assert processes_of_run(run) == []
+
+
+def test_a_rung_that_can_not_be_taken_does_not_end_the_ladder(workspace: Workspace) -> None:
+    launcher = workspace.root / "bin/deaf"
+    launcher.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n")
+    launcher.chmod(0o755)
+    daemon = psutil.Process(workspace.start_daemon(DEEPSPEED_BIN=str(launcher)).pid)
+    run = workspace.start(workspace.config())
+    assert workspace.ctl("stop", "--timeout", "2", "--no-wait")[0] == 0
+    # Without files it can look at no process.
+    files = daemon.rlimit(psutil.RLIMIT_NOFILE)
+    daemon.rlimit(psutil.RLIMIT_NOFILE, (3, files[1]))
+    kills = f"stopping run {run}: sent SIGKILL"
+    wait_until(lambda: kills in workspace.daemon_log(), "the rung that can't be taken")
+    daemon.rlimit(psutil.RLIMIT_NOFILE, files)
+    assert workspace.until_ended(run, 10)["outcome"] == "stopped"
     assert processes_of_run(run) == []
 
 
