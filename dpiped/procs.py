@@ -11,6 +11,7 @@ Known gap: a process that clears its environment and outlives both the launcher 
 SIGKILLed is found by nobody: the session of a dead leader proves nothing, since its number may be reused.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -146,6 +147,13 @@ def marked(run: str) -> bool:
 def send_all(targets: Iterable[Identity], number: int) -> int:
     """Signals each; the number that were reached."""
     return sum(send(who, number) for who in targets)
+
+
+def reap(who: Identity | None) -> None:
+    """A child of this process that has ended would be a zombie for as long as this one lives."""
+    if who is not None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(who.pid, os.WNOHANG)
 
 
 def become_subreaper() -> None:

@@ -118,6 +118,8 @@ def _look_at(settings: Settings, folder: Path, conclude: Recorder) -> LiveRun | 
         raise RunDamaged(f"its spec.json is of run {spec.run}", field="spec.json")
     live = LiveRun(settings, spec)
     live.look_for_launch()
+    # After a re-execution its runner is this process's child still.
+    procs.reap(live.runner)
     # First without the claim: a runner that has just been spawned must find it free.
     if _lives(live):
         return live

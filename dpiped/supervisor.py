@@ -9,7 +9,6 @@ Known gap: a process in uninterruptible sleep can't be killed by anybody; the ru
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -231,7 +230,6 @@ class Supervisor:
                 self.notice(f"following run {live.id} failed: {error!r}")
                 await asyncio.sleep(FAULT_TICK)
         self._look_for_the_last_time(live)
-        _reap(live)
         self._act(self.machine.feed(Ended(live.id)))
         await self.changes.announce()
 
@@ -279,11 +277,12 @@ class Supervisor:
             self._act(self.machine.feed(Launched(live.id)))
             await self.changes.announce()
             alive = live.runner_is_alive()
+        if not alive:
+            procs.reap(live.runner)
         if alive or (live.launched is not None and self._has_another_runner(live)):
             return False
         if ending.record_of(live, Exit, self.notice) is None and live.members():
             log.warning("the runner of run %s is gone; another one takes over", live.id)
-            _reap(live)
             try:
                 live.spawn_runner(self._environment, adopt=True)
             except OSError as error:
@@ -403,16 +402,6 @@ DOES: dict[lifecycle.Rung, str] = {
     "term": "sent SIGTERM to all its processes",
     "kill": "sent SIGKILL to all its processes",
 }
-
-
-def _reap(live: LiveRun) -> None:
-    """The runner may be this process's child, or init's after a restart of the daemon."""
-    if live.runner is None:
-        return
-    try:
-        os.waitpid(live.runner.pid, os.WNOHANG)
-    except ChildProcessError:
-        log.debug("runner %d was another process's child", live.runner.pid)
 
 
 def _report_fault(task: asyncio.Task[None]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.harness import BIN, Workspace, processes_of_run
@@ -206,6 +207,21 @@ def test_reload_keeps_pid_and_run(dpiped: Workspace) -> None:
     assert_every_line_once(dpiped, run, ended["step"])
     status = Path(f"/proc/{dpiped.daemon.pid}/task/{dpiped.daemon.pid}/children").read_text()
     assert status == "", "the ended runner was reaped"
+
+
+def test_a_run_that_ends_during_a_reload_leaves_no_zombie(workspace: Workspace) -> None:
+    daemon = psutil.Process(workspace.start_daemon().pid)
+    run = workspace.start(workspace.config(until=str(workspace.go)))
+    workspace.until_step(2)
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: "INFO dpiped: reloading" in workspace.daemon_log(), "nobody follows it", every=0.001)
+    daemon.suspend()
+    workspace.go.touch()
+    workspace.until_gone(run)
+    daemon.resume()
+    wait_until(workspace.answers, "the daemon after the reload")
+    assert workspace.status()["last_run"]["outcome"] == "completed"
+    assert [child for child in daemon.children() if child.status() == psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.parametrize("shared", ["DIFFPIPE_STATE_DIR", "DIFFPIPE_SOCKET"])
