@@ -51,6 +51,14 @@ def ask_to_stop(live: LiveRun, how: messages.How, by: str, deadline: float, noti
     _keep(live, "that it was asked to stop", lambda: rundir.write(live.folder, asked), notice)
 
 
+def ask_as_well(live: LiveRun, notice: Notice) -> None:
+    """A client wants the stop that is under way, too: then no service goes on with the run by itself."""
+    before = record_of(live, StopAsked, notice)
+    if before is not None and before.by != REQUESTED:
+        asked = msgspec.structs.replace(before, by=REQUESTED)
+        _keep(live, "that a client asked to stop it", lambda: rundir.write(live.folder, asked), notice)
+
+
 class Unrecorded:
     """Outcomes that could not be written: tried again until they can."""
 

@@ -152,7 +152,10 @@ class Supervisor:
         if timeout is not None:
             ladder = lifecycle.Ladder(timeout, timeout if rung == "term" else ladder.term)
         self._stop_by = by
-        self._act(self.machine.feed(Stop(rung, time.monotonic(), ladder)))
+        actions = self.machine.feed(Stop(rung, time.monotonic(), ladder))
+        self._act(actions)
+        if not actions and by == ending.REQUESTED:
+            ending.ask_as_well(live, self.notice)
         await self.changes.announce()
         state = self.machine.state
         now = state.rung if isinstance(state, Stopping) else rung

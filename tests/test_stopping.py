@@ -96,6 +96,23 @@ def test_who_asked_first_is_who_stopped_it(workspace: Workspace) -> None:
     assert len(workspace.json("runs")) == 1
 
 
+def test_a_client_that_asks_second_for_no_more_is_heard_as_well(workspace: Workspace) -> None:
+    config = workspace.config("stubborn")
+    daemon = workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT=LONG, DIFFPIPE_CONFIG=str(config))
+    run = workspace.until_step(2)["id"]
+    daemon.send_signal(signal.SIGTERM)
+    wait_until(lambda: workspace.status()["run"]["stopping"], "the daemon's own stop")
+    assert workspace.ctl("stop", "--timeout", str(int(LONG) * 2), "--no-wait")[0] == 0
+    started = json.loads((workspace.runs_dir / run / "started.json").read_text())
+    for pid in set(processes_of_run(run)) - {started["runner"]["pid"]}:
+        os.kill(pid, signal.SIGKILL)
+    assert daemon.wait(30) == 0
+    workspace.start_daemon(DIFFPIPE_CONFIG=str(config))
+    notices = wait_until(lambda: workspace.status()["notices"], "the decision")
+    assert "was stopped by request" in notices[0]
+    assert len(workspace.json("runs")) == 1
+
+
 def test_a_service_run_that_hung_and_was_stopped_does_not_begin_anew(workspace: Workspace) -> None:
     workspace.start_daemon(DIFFPIPE_CONFIG=str(workspace.config("caching_hang")))
     wait_until(lambda: (run := workspace.status()["run"]) and run["warning"], "the warning")
