@@ -73,6 +73,7 @@ class _Run:
         self.spec = spec
         self.me = procs.identify(os.getpid())
         self.child: Identity | None = None
+        self.told: int | None = None
         # A handler, not SIG_IGN: the training would inherit that one.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._pass_on)
@@ -98,6 +99,9 @@ class _Run:
         except OSError as error:
             self._record(Exit(None, None, time.time(), error=f"can't be launched: {error}"))
             return
+        if self.told is not None:
+            # When that came there may have been nobody yet to pass it on to.
+            procs.send_all(self._members(), self.told)
         try:
             self._record_launch(child.pid)
         except OSError as error:
@@ -218,6 +222,7 @@ class _Run:
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         """Somebody signalled the runner: the training is what they want to end."""
         if number != signal.SIGHUP:
+            self.told = number
             procs.send_all(self._members(), number)
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dpiped import rundir
+from dpiped.rundir import Exit, Spec
+from dpiped.settings import RUN_MARKER
 from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import TRAINERS, wait_until
 
@@ -142,7 +145,7 @@ def test_a_hangup_while_the_daemon_comes_up_does_not_kill_it(workspace: Workspac
         held = subprocess.Popen([str(BIN / "dpiped")], env=workspace.env, stdout=log, cwd=workspace.root)
     workspace.started.append(held)
     # Before the interpreter has reached the daemon's first line nobody can hold a signal back.
-    wait_until(lambda: holds_back(held.pid, signal.SIGHUP), "its first line", every=0.001)
+    wait_until(lambda: has_in(held.pid, "SigBlk", signal.SIGHUP), "its first line", every=0.001)
     until = time.monotonic() + pause
     wait_until(lambda: time.monotonic() >= until, "the pause", every=0.001)
     os.kill(held.pid, signal.SIGHUP)
@@ -151,8 +154,29 @@ def test_a_hangup_while_the_daemon_comes_up_does_not_kill_it(workspace: Workspac
     assert workspace.status()["pid"] == held.pid
 
 
-def holds_back(pid: int, number: int) -> bool:
-    """Is that signal blocked there? (proc(5): SigBlk is a mask in hexadecimal)"""
+def has_in(pid: int, mask: str, number: int) -> bool:
+    """Is that signal in that mask of proc(5)? SigBlk: held back, SigCgt: handled, ShdPnd: pending."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
-    return bool(mask >> (number - 1) & 1)
+    found = next(int(line.split()[1], 16) for line in lines if line.startswith(f"{mask}:"))
+    return bool(found >> (number - 1) & 1)
+
+
+def test_a_signal_to_the_runner_before_it_launches_reaches_the_training(workspace: Workspace) -> None:
+    run = "20260101-000000-000abcd"
+    folder, environment = workspace.runs_dir / run, workspace.env | {RUN_MARKER: run}
+    workspace.runs_dir.mkdir(parents=True)
+    out = str(workspace.root)
+    argv = ("/bin/sleep", "10")
+    spec = Spec(run=run, created=0.0, argv=argv, cwd=out, env={}, source="", digest="", output_dir=out)
+    rundir.create(folder, {}, spec)
+    # The log can't be opened for writing before somebody reads it.
+    os.mkfifo(folder / rundir.LOG)
+    runner = subprocess.Popen([str(BIN / "dpiped"), "runner", str(folder)], env=environment)
+    wait_until(lambda: has_in(runner.pid, "SigCgt", signal.SIGTERM), "its handlers")
+    runner.send_signal(signal.SIGTERM)
+    wait_until(lambda: not has_in(runner.pid, "ShdPnd", signal.SIGTERM), "it has taken that in")
+    with (folder / rundir.LOG).open("rb") as log:
+        assert log.read() == b""
+    assert runner.wait(20) == 0
+    exit_ = rundir.read(folder, Exit)
+    assert exit_ is not None and exit_.signal == signal.SIGTERM
