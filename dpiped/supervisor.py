@@ -55,6 +55,7 @@ TICK = 0.1
 LAUNCH_TICK = 0.02
 LAUNCH_TIMEOUT = 60.0
 FAULT_TICK = 1.0
+LAST_WORDS_TIMEOUT = 5.0
 ALREADY_RUNNING = "A training process is already running."
 NOTHING_RUNNING = "No training process tracked."
 
@@ -262,7 +263,20 @@ class Supervisor:
             if live.launched is not None:
                 live.look_for_files()
             await asyncio.sleep(TICK if live.launched is not None else LAUNCH_TICK)
-        await live.drain()
+        await self._read_to_the_end(live)
+
+    async def _read_to_the_end(self, live: LiveRun) -> None:
+        """A log that can't be read, as on a disk that fails, must not keep a run from being over."""
+        until = time.monotonic() + LAST_WORDS_TIMEOUT
+        while True:
+            try:
+                await live.drain()
+                return
+            except OSError as error:
+                if time.monotonic() > until:
+                    self.notice(f"the end of the log of run {live.id} can't be read: {error}")
+                    return
+            await asyncio.sleep(FAULT_TICK)
 
     def _end_if_hung(self, live: LiveRun) -> bool:
         """Has it just been told to end?"""

@@ -1,13 +1,16 @@
 """The log of a run is truncated, deleted or moved away while it is written: whoever follows goes on."""
 
+import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dpiped import messages
-from tests.harness import BIN, Workspace
+from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import wait_until
 from tests.web import Shim
 
@@ -130,3 +133,21 @@ def test_log_moved_away_under_the_daemon(dpiped: Workspace) -> None:
     assert ended["outcome"] == "completed"
     whole = steps_in(Path(f"{log}.1").read_text().splitlines())
     assert whole == list(range(1, ended["step"] + 1)), "the training has lost nothing"
+
+
+def test_a_log_that_can_not_be_read_keeps_no_run_from_being_over(workspace: Workspace) -> None:
+    workspace.start_daemon()
+    run = workspace.start(workspace.config("stubborn"))
+    workspace.until_step(2)
+    workspace.kill_daemon()
+    log = workspace.runs_dir / run / "output.log"
+    log.rename(workspace.root / "away")
+    log.mkdir()
+    # With the launcher nothing leads to the file that was moved.
+    launcher = json.loads((log.parent / "started.json").read_text())["child"]["pid"]
+    os.kill(launcher, signal.SIGKILL)
+    workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT="1")
+    assert workspace.ctl("stop", "--no-wait")[0] == 0
+    assert workspace.until_ended(run)["outcome"] == "stopped"
+    assert any("the end of the log" in notice for notice in workspace.status()["notices"])
+    assert processes_of_run(run) == []
