@@ -93,6 +93,17 @@ def test_what_is_forked_while_it_is_looked_for_is_ended_too(workspace: Workspace
     assert processes_of_run(run) == []
 
 
+def test_a_runner_that_hangs_does_not_keep_a_run_for_ever(workspace: Workspace) -> None:
+    daemon = workspace.start_daemon(DIFFPIPE_STOP_TIMEOUT="1")
+    run = workspace.start(workspace.config(until=str(workspace.go)))
+    workspace.until_step(2)
+    os.kill(record(workspace, run, "started.json")["runner"]["pid"], signal.SIGSTOP)
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(30) == 0
+    assert record(workspace, run, "outcome.json")["outcome"] == "stopped"
+    assert processes_of_run(run) == []
+
+
 def hanging(workspace: Workspace, behaviour: str, timeout: str, **script: Any) -> str:
     workspace.start_daemon(DIFFPIPE_HANG_TIMEOUT=timeout, DIFFPIPE_STOP_TIMEOUT="1")
     return workspace.start(workspace.config(behaviour, **script))
