@@ -33,6 +33,7 @@ EXEC_TAKES = 0.05
 EXEC_LOOK_EVERY = 0.001
 LOOKS_AT_EMPTY = 6
 """A process that executes a program has no environment for a moment: 0.1 ms, on a busy machine longer."""
+LOOKS_FOR_NOBODY = 3
 
 
 class Process(Struct, frozen=True):
@@ -126,7 +127,16 @@ def all_processes() -> dict[int, Process]:
 
 
 def members(run: str, runner: Identity | None, child: Identity | None) -> list[Identity]:
-    """All living processes of a run but the runner: marked, in the child's session, or descendants."""
+    """All living processes of a run but the runner: marked, in the child's session, or descendants.
+
+    One that is born during the look, of a parent that ends meanwhile, is seen by the next one only.
+    So there is none if several looks in a row find none.
+    """
+    looks = (_members(run, runner, child) for _ in range(LOOKS_FOR_NOBODY))
+    return next(filter(None, looks), [])
+
+
+def _members(run: str, runner: Identity | None, child: Identity | None) -> list[Identity]:
     living = all_processes()
     roots = {who.pid for who in (runner, child) if who and _same(living, who)}
     spared = {os.getpid(), runner.pid if runner and _same(living, runner) else 0}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,15 @@ RESTLESS = """
 i=0
 while [ $i -lt 500 ]; do i=$((i + 1)); done
 exec /bin/sh -c "$0" "$0"
+"""
+
+DAEMONS = """
+import os, time
+until = time.monotonic() + 6
+while time.monotonic() < until:
+    time.sleep(0.05)
+    if os.fork():
+        os._exit(0)
 """
 
 
@@ -245,3 +255,15 @@ def test_a_process_that_executes_one_program_after_the_other_is_found_at_any_mom
         missed = sum(restless not in procs.members(RUN, None, None) for _ in range(200))
         unmarked = sum(not procs.marked(RUN) for _ in range(100))
     assert (missed, unmarked) == (0, 0)
+
+
+def test_a_process_that_makes_itself_a_daemon_again_and_again_is_found_at_any_moment() -> None:
+    with spawned((sys.executable, "-c", DAEMONS), MARKED, new_session=True):
+        wait_until(lambda: procs.members(RUN, None, None), "the first one")
+        until = time.monotonic() + 4
+        missed = looks = 0
+        while time.monotonic() < until:
+            looks += 1
+            missed += not procs.members(RUN, None, None)
+    assert looks > 100 and missed == 0
+    wait_until(lambda: not procs.marked(RUN), "the end of the last one")
