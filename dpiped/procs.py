@@ -161,7 +161,8 @@ def send_all(targets: Iterable[Identity], number: int) -> int:
 
 def reap(who: Identity | None) -> None:
     """A child of this process that has ended would be a zombie for as long as this one lives."""
-    if who is not None:
+    found = look(who.pid) if who is not None and who.boot == boot_id() else None
+    if who is not None and found is not None and found.start == who.start and found.zombie:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(who.pid, os.WNOHANG)
 
