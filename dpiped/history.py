@@ -132,6 +132,8 @@ def as_last_run(run: str, concluded: Concluded, exit_: Exit | None) -> messages.
 def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     """The outcome of a run that nobody follows, from its records and its whole log. Raises RunDamaged."""
     if rundir.read(folder, Exit) is None and not rundir.was_launched(folder):
+        if asked := rundir.read(folder, StopAsked):
+            return Concluded("stopped", f"stopped by {asked.by} before it was launched", None)
         return Concluded("failed", "it was never launched: the daemon ended first", None)
     progress = Progress()
     follower = logs.Follower(folder / rundir.LOG)

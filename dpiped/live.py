@@ -60,8 +60,6 @@ class LiveRun:
         self.hung: str | None = None
         """Why it was ended for its silence."""
         self.told = Told()
-        self.killed_nobody = 0
-        """How often in a row there was nobody left to kill but the runner."""
         self._follower = logs.Follower(self.folder / rundir.LOG, self._printed_into)
         self._silence = Silence(settings.hang_timeout)
         self._latest = clocks.Rewritten()

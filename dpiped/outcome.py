@@ -17,7 +17,6 @@ from dpiped.logs import shown_all
 from dpiped.messages import OutcomeName
 from dpiped.progress import Snapshot
 from dpiped.rundir import Concluded, Exit, StopAsked
-from dpiped.silence import HANG_TIMEOUT
 
 _EXCEPTION = re.compile(
     r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout|Full|Empty)?(?::|$)"
@@ -81,7 +80,7 @@ def _judge(
 ) -> tuple[OutcomeName, str | None]:
     if exit_ is not None and exit_.error is not None:
         return "failed", exit_.error
-    if stop is not None and stop.by == HANG_TIMEOUT and (said.completed or said.quit_manually):
+    if stop is not None and stop.fault and (said.completed or said.quit_manually):
         return _ended_late(stop, said)
     # After a stop a rank's last traceback may be the stop's own doing; what was known before is not.
     hung = stop.fault if stop is not None and (stop.fault or not said.child_died) else hang(said)

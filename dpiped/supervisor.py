@@ -56,8 +56,6 @@ LAUNCH_TICK = 0.02
 LAUNCH_TIMEOUT = 60.0
 FAULT_TICK = 1.0
 LAST_WORDS_TIMEOUT = 5.0
-RUNNER_TAKES = 10
-"""Times that SIGKILL finds nobody, a second each: only then a runner that records no end is taken to hang."""
 ALREADY_RUNNING = "A training process is already running."
 NOTHING_RUNNING = "No training process tracked."
 
@@ -391,9 +389,7 @@ class Supervisor:
             self.notice(f"run {live.id}: its processes can't be signalled: {error}")
 
     def _kill(self, live: LiveRun) -> None:
-        reached = procs.send_all(live.members(), signal.SIGKILL)
-        live.killed_nobody = 0 if reached else live.killed_nobody + 1
-        if live.killed_nobody > RUNNER_TAKES and live.runner is not None:
+        if not live.told.kill(live.members()) and live.runner is not None:
             self.notice(f"run {live.id}: its runner does not record the end, and is killed as well")
             procs.send(live.runner, signal.SIGKILL)
 

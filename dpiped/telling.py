@@ -1,4 +1,4 @@
-"""SIGTERM, for each process of a run, and for those too that come to be while it is sent.
+"""SIGTERM and SIGKILL, for each process of a run, and for those too that come to be while they are sent.
 
 Why: a launcher starts its ranks one by one. A rank that is born after the look at the run's processes, of a
 launcher that then dies of the signal, has not been told to end: it would train on for all of the stop
@@ -6,7 +6,10 @@ timeout, and be killed in the end without a chance to tidy up.
 
 The child of a process that was told is that one's own matter: who tidies up may need a helper.
 
-Known gap: a helper that makes itself a daemon counts as one that nobody has told.
+A runner records the end once nobody is left. One that hangs would keep a stopped run for ever.
+
+Known gap: a helper that makes itself a daemon counts as one that nobody has told. A runner that waits for a
+slow disk is not told from one that hangs.
 """
 
 import signal
@@ -18,14 +21,17 @@ from dpiped.rundir import Identity
 
 LOOK_EVERY = 0.5
 """Seconds. A look goes through all processes of the machine."""
+RUNNER_TAKES = 10
+"""Times that SIGKILL may find nobody, a second each, before the runner is taken to hang."""
 
 
 class Told:
-    """Who of one run was sent SIGTERM."""
+    """Who of one run was sent SIGTERM, and how often nobody was left for SIGKILL."""
 
     def __init__(self) -> None:
         self._told: set[Identity] = set()
         self._looked_at = 0.0
+        self._nobody = 0
 
     def tell(self, members: Iterable[Identity]) -> None:
         """Also those that were told before."""
@@ -42,3 +48,8 @@ class Told:
         living = members()
         told = {who.pid for who in living if who in self._told}
         self.tell(who for who in living if who not in self._told and procs.parent_of(who) not in told)
+
+    def kill(self, members: Iterable[Identity]) -> bool:
+        """SIGKILL to each. False once the runner has had the time to see that nobody is left."""
+        self._nobody = 0 if procs.send_all(members, signal.SIGKILL) else self._nobody + 1
+        return self._nobody <= RUNNER_TAKES

@@ -195,6 +195,14 @@ def test_a_run_that_is_stopped_before_its_launch_is_not_launched(tmp_path: Path)
     assert not made.exists()
 
 
+def test_a_run_that_was_stopped_and_never_launched_was_stopped(tmp_path: Path) -> None:
+    spec, _ = touching(tmp_path)
+    assert conclude_from_records(tmp_path, spec).outcome == "failed"
+    rundir.write(tmp_path, StopAsked("term", "request", 1.0, 2.0, "boot"))
+    found = conclude_from_records(tmp_path, spec)
+    assert (found.outcome, found.reason) == ("stopped", "stopped by request before it was launched")
+
+
 def test_a_run_that_was_given_up_is_not_launched_by_a_runner_that_comes_late(tmp_path: Path) -> None:
     spec, made = touching(tmp_path)
     rundir.write(tmp_path, conclude_from_records(tmp_path, spec))

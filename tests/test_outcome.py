@@ -301,6 +301,13 @@ def test_a_run_that_said_it_completed_is_completed_though_nobody_saw_its_exit() 
     )
 
 
+def test_what_had_completed_before_it_fell_silent_has_completed_whoever_stopped_it() -> None:
+    said = parsed(STEP + b"TRAINING COMPLETE!\n")
+    silent = msgspec.structs.replace(ASKED, fault="silent for 10 min")
+    told = conclude(KILLED_HANG, silent, said)
+    assert told.outcome == "completed" and (told.reason or "").endswith("by itself: silent for 10 min")
+
+
 def test_a_main_process_that_died_in_caching_is_a_failure_even_when_a_stop_ended_it() -> None:
     """It joins the caching process for ever: the other hang."""
     said = parsed(b"caching latents: /srv/photos\n" + OOM)
