@@ -20,7 +20,7 @@ from msgspec import Struct
 from dpiped import checkpoints, history, messages, procs, rundir
 from dpiped.errors import RunDamaged
 from dpiped.live import LiveRun
-from dpiped.outcome import conclude, hang
+from dpiped.outcome import conclude, failing, hang
 from dpiped.rundir import Concluded, Exit, StopAsked
 
 REQUESTED = "request"
@@ -44,10 +44,11 @@ def record_of(live: LiveRun, kind: type[_R], notice: Notice) -> _R | None:
 
 def ask_to_stop(live: LiveRun, how: messages.How, by: str, deadline: float, notice: Notice) -> None:
     """Writes stop.json; who asked first, and what was already wrong then, stays. A client's wish outranks."""
-    before = record_of(live, StopAsked, notice)
-    fault = before.fault if before else live.hung or hang(live.progress.snapshot())
+    before, said = record_of(live, StopAsked, notice), live.progress.snapshot()
+    fault = before.fault if before else live.hung or hang(said)
+    about_to = before.failing if before else failing(said)
     by = before.by if before and by != REQUESTED else by
-    asked = StopAsked(how, by, time.time(), deadline, procs.boot_id(), fault)
+    asked = StopAsked(how, by, time.time(), deadline, procs.boot_id(), fault, about_to)
     _keep(live, "that it was asked to stop", lambda: rundir.write(live.folder, asked), notice)
 
 

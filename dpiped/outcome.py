@@ -140,9 +140,11 @@ def _error_before(said: Snapshot) -> str:
 
 
 def _stopped(stop: StopAsked, said: Snapshot) -> str:
+    # Somebody may be quicker than deepspeed, which takes seconds to end after the death of a rank.
+    before = f"; before that, {stop.failing}" if stop.failing else ""
     if said.checkpoint is None:
-        return f"stopped by {stop.by}; no checkpoint was written"
-    return f"stopped by {stop.by}; last checkpoint: {said.checkpoint}"
+        return f"stopped by {stop.by}; no checkpoint was written{before}"
+    return f"stopped by {stop.by}; last checkpoint: {said.checkpoint}{before}"
 
 
 def _failed(exit_: Exit, said: Snapshot) -> tuple[OutcomeName, str]:

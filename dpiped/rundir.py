@@ -121,7 +121,7 @@ class TrainDir(Struct, frozen=True):
 class StopAsked(Struct, frozen=True):
     """`deadline` is CLOCK_MONOTONIC of boot `boot`; `at` is Unix time, for people.
 
-    `fault` is what was already wrong with the run when the stop was asked for.
+    `fault` is what the run hung of when the stop was asked for, `failing` what it was about to fail of.
     """
 
     how: How
@@ -130,6 +130,7 @@ class StopAsked(Struct, frozen=True):
     deadline: float
     boot: str
     fault: str | None = None
+    failing: str | None = None
 
 
 class Exit(Struct, frozen=True):

@@ -33,6 +33,15 @@ def test_a_stop_under_way_is_shortened_by_the_next(workspace: Workspace) -> None
     assert processes_of_run(run) == []
 
 
+def test_what_a_run_was_about_to_fail_of_when_it_was_stopped_is_said(dpiped: Workspace) -> None:
+    told = "[ERROR] [launch.py:325:sigkill_handler] exits with return code = -9"
+    run = dpiped.start(dpiped.config("says", texts=[told], until=str(dpiped.go)))
+    why = wait_until(lambda: dpiped.status()["run"]["failing"], "it is about to fail")
+    assert dpiped.ctl("stop")[0] == 0
+    ended = dpiped.until_ended(run)
+    assert ended["outcome"] == "stopped" and ended["reason"].endswith(f"; before that, {why}")
+
+
 @pytest.mark.parametrize("late", ["rank", "helper"])
 def test_a_rank_born_while_the_launcher_dies_is_told_to_end_and_a_helper_is_let(
     workspace: Workspace, late: str
