@@ -1,6 +1,7 @@
 """What the shim offers beyond ControlPilot's four calls."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -21,6 +22,7 @@ from dpipectl.http.answers import without_paths
 from dpipectl.http.app import create_app
 from dpipectl.http.daemon import Daemon
 from dpiped import messages
+from dpiped.errors import Unreachable
 from tests.harness import Workspace
 from tests.helpers import wait_until
 from tests.web import Shim
@@ -299,6 +301,35 @@ def test_a_second_event_loop_is_served_as_well(dpiped: Workspace) -> None:
         return (await daemon.ask(messages.GetStatus(), messages.Status)).state
 
     assert [asyncio.run(ask()) for _ in range(3)] == ["idle"] * 3
+
+
+def test_a_daemon_that_goes_away_at_any_moment_of_connecting_is_unreachable(tmp_path: Path) -> None:
+    """Who listens hangs up at once: the connection is gone before, while or after it is asked over."""
+    path = str(tmp_path / "d.sock")
+
+    async def ask() -> None:
+        daemon = Daemon(path)
+        for _ in range(300):
+            with pytest.raises(Unreachable):
+                await daemon.ask(messages.GetStatus(), messages.Status)
+        daemon.close()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            asyncio.run(ask())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_many_requests_at_once(shim: Shim) -> None:

@@ -132,6 +132,8 @@ class Daemon:
         self._socket, self._monitor = connection, monitor
         # Only a reader that has found nothing is signalled.
         self._look_at_monitor()
+        if self._socket is None:
+            raise WentAway("dpiped went away before it was asked")
         return connection
 
     def _take_in(self) -> None:
