@@ -60,10 +60,13 @@ static int read_file(void)
 
 static int look(char letter)
 {
-    int found;
+    int found = read_file();
+    /* Only now: who waits for it may change the file at once. */
     note(letter);
-    while ((found = read_file()) == HANG)
+    while (found == HANG) {
         usleep(20000);
+        found = read_file();
+    }
     return found;
 }
 
