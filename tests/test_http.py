@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
+from dpipectl.client import TIMEOUT
 from dpipectl.http import operations
 from dpipectl.http.answers import without_paths
 from dpipectl.http.app import create_app
@@ -330,6 +331,29 @@ def test_a_daemon_that_goes_away_at_any_moment_of_connecting_is_unreachable(tmp_
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
+
+
+def test_a_daemon_that_ends_before_it_is_connected_to_is_unreachable_at_once(tmp_path: Path) -> None:
+    """ZeroMQ does not get through while others wait to be accepted; then there is nobody any more."""
+    path = str(tmp_path / "d.sock")
+
+    async def ask(listener: socket.socket) -> float:
+        daemon = Daemon(path)
+        asking = asyncio.create_task(daemon.ask(messages.GetStatus(), messages.Status))
+        done, _ = await asyncio.wait((asking,), timeout=0.5)
+        assert not done, "somebody listens, so it waits"
+        listener.close()
+        begun = time.monotonic()
+        with pytest.raises(Unreachable, match="can't be reached"):
+            await asking
+        daemon.close()
+        return time.monotonic() - begun
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        # There is room for one, which is the look whether somebody listens.
+        listener.listen(0)
+        assert asyncio.run(ask(listener)) < TIMEOUT / 3
 
 
 def test_many_requests_at_once(shim: Shim) -> None:

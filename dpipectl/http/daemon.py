@@ -4,7 +4,8 @@ Why: hundreds of followers wait on the daemon at the same time. One connection a
 carries them all; when it breaks, all who wait are told at once, and the next request connects anew.
 
 Source of the readiness rules: ZeroMQ's FD is edge-triggered, so whatever is there is taken in after every
-event and after every send.
+event and after every send. And it connects in the background, again and again: a daemon that dies between
+our look at its socket and that attempt is not a connection that broke, but one that never was.
 
 Known gap: a reply that comes after its time-out is thrown away.
 """
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from dpipectl import trust
 from dpipectl.client import CHANGES, MARGIN, TIMEOUT, Failed, WentAway
@@ -107,8 +109,8 @@ class Daemon:
             self._socket = self._monitor = None
         return self._socket or self._connect()
 
-    def _connect(self) -> "zmq.Socket[bytes]":
-        """ZeroMQ would wait for a socket that is not there, so that is looked at first."""
+    def _probe(self) -> None:
+        """Raises Unreachable unless somebody listens who may be trusted."""
         try:
             trust.check(self._path)
         except Unreachable as error:
@@ -116,15 +118,22 @@ class Daemon:
             log.warning("%s", error)
             raise Unreachable("dpiped's socket may be another user's; the server's log says why") from error
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             try:
                 probe.connect(self._path)
+            except BlockingIOError:
+                return  # Somebody listens, and has not accepted all who came before.
             except OSError as error:
                 raise Unreachable("dpiped can't be reached") from error
+
+    def _connect(self) -> "zmq.Socket[bytes]":
+        """ZeroMQ would wait for a socket that is not there, so that is looked at first."""
+        self._probe()
         # The process's own context: one that is thrown away waits for its sockets.
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
-        monitor = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        monitor = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
         connection.connect(f"ipc://{self._path}")
         loop = self._loop = asyncio.get_running_loop()
         loop.add_reader(_descriptor(connection), self._take_in)
@@ -147,14 +156,22 @@ class Daemon:
                 future.set_result(body)
 
     def _look_at_monitor(self) -> None:
-        if self._monitor is None:
-            return
+        while self._monitor is not None:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_CONNECT_RETRIED and self._is_there():
+                continue
+            self._take_in()
+            self._drop(WentAway("dpiped went away before it answered"))
+
+    def _is_there(self) -> bool:
         try:
-            self._monitor.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return
-        self._take_in()
-        self._drop(WentAway("dpiped went away before it answered"))
+            self._probe()
+        except Unreachable:
+            return False
+        return True
 
     def _decoded(self, body: bytes) -> AnyReply:
         try:

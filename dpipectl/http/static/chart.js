@@ -11,7 +11,8 @@ import { axes, curves, epochMarks, HEIGHT, MARGIN, scales } from "./plot.js";
 import { T } from "./texts.js";
 
 const POINTS = 800;
-const OFTEN = 1000;
+const OFTEN = 1000; // milliseconds
+const SELDOM = 10_000;
 const ANCESTORS = 4;
 
 export class Chart {
@@ -114,7 +115,8 @@ export class Chart {
 			// Nobody has answered; what was refused will be refused again.
 			this.wanted ||= error.status === 0 || error.status >= 500;
 		}
-		const pause = Math.max(OFTEN, 4 * (performance.now() - begun));
+		// A server with much to do is asked less often; one that was away must not stop the curve for a minute.
+		const pause = Math.min(Math.max(OFTEN, 4 * (performance.now() - begun)), SELDOM);
 		this.#due = setTimeout(() => {
 			this.#busy = false;
 			if (this.wanted) {
