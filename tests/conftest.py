@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.browser import Browser
 
 FIRST = (
-    "test_trainer_exact test_training test_faults test_page test_demo test_systemd test_adapter test_runs "
+    "test_trainer_exact test_training test_faults test_page test_systemd test_adapter test_runs "
     "test_trainer.py test_http_schema test_tensorboard test_supervisord test_recovery test_resume "
     "test_http_events test_stopping test_trainer_refusals test_http.py test_controlpilot test_http_guard "
     "test_judge test_gpus test_soak"

@@ -11,6 +11,7 @@ import pytest
 from tests.helpers import HERE, require
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_the_demo_trains_shows_and_ends_by_itself_within_three_minutes(tmp_path: Path) -> None:
     require(importlib.util.find_spec("deepspeed") is not None, "deepspeed is not installed")

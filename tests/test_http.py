@@ -1,7 +1,5 @@
 """What the shim offers beyond ControlPilot's four calls."""
 
-import asyncio
-import contextlib
 import json
 import socket
 import threading
@@ -17,13 +15,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from dpipectl.client import TIMEOUT
 from dpipectl.http import operations
 from dpipectl.http.answers import without_paths
 from dpipectl.http.app import create_app
-from dpipectl.http.daemon import Daemon
-from dpiped import messages
-from dpiped.errors import Unreachable
 from tests.harness import Workspace
 from tests.helpers import wait_until
 from tests.web import Shim
@@ -293,67 +287,6 @@ def test_ended_with_a_waiting_request_it_ends_at_once(shim: Shim) -> None:
     begun = time.monotonic()
     assert shim.end() == 0
     assert time.monotonic() - begun < 1.5 and "Traceback" not in shim.log()
-
-
-def test_a_second_event_loop_is_served_as_well(dpiped: Workspace) -> None:
-    daemon = Daemon(dpiped.env["DIFFPIPE_SOCKET"])
-
-    async def ask() -> str:
-        return (await daemon.ask(messages.GetStatus(), messages.Status)).state
-
-    assert [asyncio.run(ask()) for _ in range(3)] == ["idle"] * 3
-
-
-def test_a_daemon_that_goes_away_at_any_moment_of_connecting_is_unreachable(tmp_path: Path) -> None:
-    """Who listens hangs up at once: the connection is gone before, while or after it is asked over."""
-    path = str(tmp_path / "d.sock")
-
-    async def ask() -> None:
-        daemon = Daemon(path)
-        for _ in range(300):
-            with pytest.raises(Unreachable):
-                await daemon.ask(messages.GetStatus(), messages.Status)
-        daemon.close()
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-
-        def hang_up() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    listener.accept()[0].close()
-
-        thread = threading.Thread(target=hang_up)
-        thread.start()
-        try:
-            asyncio.run(ask())
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
-def test_a_daemon_that_ends_before_it_is_connected_to_is_unreachable_at_once(tmp_path: Path) -> None:
-    """ZeroMQ does not get through while others wait to be accepted; then there is nobody any more."""
-    path = str(tmp_path / "d.sock")
-
-    async def ask(listener: socket.socket) -> float:
-        daemon = Daemon(path)
-        asking = asyncio.create_task(daemon.ask(messages.GetStatus(), messages.Status))
-        done, _ = await asyncio.wait((asking,), timeout=0.5)
-        assert not done, "somebody listens, so it waits"
-        listener.close()
-        begun = time.monotonic()
-        with pytest.raises(Unreachable, match="can't be reached"):
-            await asking
-        daemon.close()
-        return time.monotonic() - begun
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        # There is room for one, which is the look whether somebody listens.
-        listener.listen(0)
-        assert asyncio.run(ask(listener)) < TIMEOUT / 3
 
 
 def test_many_requests_at_once(shim: Shim) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -266,12 +267,17 @@ RUN = "20260131-120000-000abcd"
 
 
 @contextlib.contextmanager
-def busy_daemon(path: Path) -> Iterator[list[str]]:
-    """A daemon that has no time to say how a run ended; gives what it was asked for, in order."""
+def busy_daemon(path: Path, listener: socket.socket | None = None) -> Iterator[list[str]]:
+    """A daemon that has no time to say how a run ended; gives what it was asked for, in order.
+
+    It takes over the `listener` at that path, if there is one.
+    """
     asked: list[str] = []
     over = threading.Event()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
+    if listener is not None:
+        router.setsockopt(zmq.USE_FD, listener.detach())
     router.bind(f"ipc://{path}")
     decode = messages.request_decoder().decode
 

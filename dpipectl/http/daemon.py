@@ -4,8 +4,10 @@ Why: hundreds of followers wait on the daemon at the same time. One connection a
 carries them all; when it breaks, all who wait are told at once, and the next request connects anew.
 
 Source of the readiness rules: ZeroMQ's FD is edge-triggered, so whatever is there is taken in after every
-event and after every send. And it connects in the background, again and again: a daemon that dies between
-our look at its socket and that attempt is not a connection that broke, but one that never was.
+event and after every send. It connects in the background: a daemon that dies between our look at its socket
+and that is a connection that never was. It would try again for ever, and say so to a monitor that perhaps
+nobody reads any more, until its thread waits for that one and serves no other socket of the process; so it is
+told to try once, and we try again.
 
 Known gap: a reply that comes after its time-out is thrown away.
 """
@@ -27,8 +29,16 @@ from dpiped.messages import AnyReply, AnyRequest
 
 _R = TypeVar("_R")
 log = logging.getLogger("dpipectl.http")
+AGAIN = 0.1
+"""Between two attempts to connect to a daemon that has not accepted all who came before (seconds)."""
+EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+"""Of a connection: it stands, it could not be made, it broke."""
 PENDING_LIMIT = 1024
 """Requests that wait for the daemon at once; it takes four times as many, from all its clients."""
+
+
+class NeverReached(WentAway):
+    """There was no connection yet, or none any more: nothing was asked."""
 
 
 class Daemon:
@@ -42,17 +52,18 @@ class Daemon:
         self._decoder = messages.reply_decoder()
         self._number = 0
         self._pending: dict[bytes, asyncio.Future[bytes]] = {}
+        self._connected = False
 
     async def ask(self, request: AnyRequest, kind: type[_R], wait: float = 0.0) -> _R:
         """The reply, which is of that kind. `wait` is how long the daemon itself may take (seconds)."""
         timeout = wait + MARGIN if wait else TIMEOUT
         try:
-            reply = self._decoded(await self._exchange(request, timeout))
+            reply = self._decoded(await self._reach(request, timeout))
         except WentAway:
             if isinstance(request, CHANGES):
                 raise
             # A reload: the next daemon is there already, or its socket waits for it.
-            reply = self._decoded(await self._exchange(request, timeout))
+            reply = self._decoded(await self._reach(request, timeout))
         assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
         return reply
 
@@ -71,13 +82,30 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for each in (self._socket, self._monitor):
             loop.remove_reader(_descriptor(each))
-        self._socket.disable_monitor()
-        self._socket.close(linger=0)
-        self._socket = self._monitor = None
+        self._close()
         pending, self._pending = self._pending, {}
         for future in pending.values():
             if not future.done():
                 future.set_exception(error)
+
+    def _close(self) -> None:
+        assert self._socket is not None
+        # In this order: it would wait for somebody to read what it tells a monitor that is gone.
+        self._socket.disable_monitor()
+        self._socket.close(linger=0)
+        self._socket = self._monitor = None
+
+    async def _reach(self, request: AnyRequest, timeout: float) -> bytes:
+        """Asks as soon as somebody accepts the connection. Raises Unreachable if nobody listens."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + timeout
+        while True:
+            try:
+                return await self._exchange(request, until - clock())
+            except NeverReached as error:
+                if clock() + AGAIN > until:
+                    raise Unreachable("dpiped does not take connections any more") from error
+            await asyncio.sleep(AGAIN)
 
     async def _exchange(self, request: AnyRequest, timeout: float) -> bytes:
         body = messages.encode(request)
@@ -96,8 +124,15 @@ class Daemon:
             async with asyncio.timeout(timeout):
                 return await future
         except zmq.Again as error:
+            # Broken just now, it takes nothing either; what is not taken is not asked.
+            self._look_at_monitor()
+            if self._socket is not connection:
+                raise NeverReached("dpiped went away before it was asked") from error
             raise Unreachable("dpiped does not take requests any more") from error
         except TimeoutError as error:
+            if self._socket is connection and not self._connected:
+                # As without a descriptor left to connect with, of which ZeroMQ says nothing.
+                self._drop(self._broken())
             raise Unreachable("dpiped does not answer") from error
         finally:
             self._pending.pop(number, None)
@@ -106,7 +141,7 @@ class Daemon:
         """The one that is there, unless it belongs to another event loop, which then has ended."""
         if self._socket is not None and self._loop is not asyncio.get_running_loop():
             self._pending = {}
-            self._socket = self._monitor = None
+            self._close()
         return self._socket or self._connect()
 
     def _probe(self) -> None:
@@ -117,14 +152,14 @@ class Daemon:
             # Where the socket is, is no business of who asks over HTTP.
             log.warning("%s", error)
             raise Unreachable("dpiped's socket may be another user's; the server's log says why") from error
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
                 probe.connect(self._path)
-            except BlockingIOError:
-                return  # Somebody listens, and has not accepted all who came before.
-            except OSError as error:
-                raise Unreachable("dpiped can't be reached") from error
+        except BlockingIOError:
+            return  # Somebody listens, and has not accepted all who came before.
+        except OSError as error:
+            raise Unreachable("dpiped can't be reached") from error
 
     def _connect(self) -> "zmq.Socket[bytes]":
         """ZeroMQ would wait for a socket that is not there, so that is looked at first."""
@@ -133,7 +168,9 @@ class Daemon:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
-        monitor = connection.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        connection.setsockopt(zmq.RECONNECT_IVL, -1)
+        monitor = connection.get_monitor_socket(EVENTS)
+        self._connected = False
         connection.connect(f"ipc://{self._path}")
         loop = self._loop = asyncio.get_running_loop()
         loop.add_reader(_descriptor(connection), self._take_in)
@@ -142,7 +179,7 @@ class Daemon:
         # Only a reader that has found nothing is signalled.
         self._look_at_monitor()
         if self._socket is None:
-            raise WentAway("dpiped went away before it was asked")
+            raise self._broken()
         return connection
 
     def _take_in(self) -> None:
@@ -161,17 +198,17 @@ class Daemon:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
             except zmq.Again:
                 return
-            if event == zmq.EVENT_CONNECT_RETRIED and self._is_there():
+            if event == zmq.EVENT_CONNECTED:
+                self._connected = True
                 continue
             self._take_in()
-            self._drop(WentAway("dpiped went away before it answered"))
+            self._drop(self._broken())
 
-    def _is_there(self) -> bool:
-        try:
-            self._probe()
-        except Unreachable:
-            return False
-        return True
+    def _broken(self) -> WentAway:
+        """What is to be said of the connection that is no more."""
+        if self._connected:
+            return WentAway("dpiped went away before it answered")
+        return NeverReached("dpiped can't be reached")
 
     def _decoded(self, body: bytes) -> AnyReply:
         try:
