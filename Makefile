@@ -16,9 +16,9 @@ demo: $(VENV)/.project
 test: check together
 	$(BIN)/python -m pytest -m alone
 
-# Most tests wait more than they compute, so three at a time on two cores, in the order of tests/conftest.py.
+# Most tests wait more than they compute, so four at a time on two cores, in the order of tests/conftest.py.
 together: $(VENV)/.project $(VENV)/.browser
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone'
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not alone'
 
 check: $(VENV)/.project $(VENV)/.browser
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ quality: $(VENV)/.project
 FAULT_ROUNDS := 3
 faults: $(VENV)/.project
 	for round in $$(seq $(FAULT_ROUNDS)); do \
-		$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone' \
+		$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not alone' \
 			-k "$$(grep -oE '`test_[a-z_]+`' docs/faults.md | tr -d '`' | sort -u | paste -sd '|' | sed 's/|/ or /g')" || exit; \
 	done
 
