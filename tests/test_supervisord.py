@@ -9,7 +9,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+from xmlrpc.client import ServerProxy
 
 import httpx
 import pytest
@@ -50,7 +53,8 @@ class Supervisord:
 
     def start(self) -> None:
         self.process = begin(self.conf, self.workspace.env)
-        wait_until(lambda: "RUNNING" in self.ctl("status", "diffpipe"), "diffpipe is RUNNING")
+        state = partial(states, self.workspace.root / "s.sock")
+        wait_until(lambda: state().get("diffpipe") == "RUNNING", "diffpipe is RUNNING", every=0.1)
 
     def _program(self, name: str) -> dict[str, str]:
         root = self.workspace.root
@@ -92,6 +96,19 @@ def begin(conf: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
 def ctl(conf: Path, *words: str) -> str:
     command = [str(BIN / "supervisorctl"), "-c", str(conf), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+
+def states(server: Path) -> dict[str, str]:
+    """What `supervisorctl status` shows of each program; asked without a process for every look."""
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(serverurl=f"unix://{server}")
+    with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+        try:
+            found: Any = proxy.supervisor.getAllProcessInfo()
+        except OSError:
+            return {}
+    return {each["name"]: each["statename"] for each in found}
 
 
 def hello(workspace: Workspace) -> messages.Welcome | None:
@@ -251,7 +268,8 @@ def test_the_whole_configuration_of_a_plain_machine(workspace: Workspace) -> Non
     variables = {name: value for name, value in workspace.env.items() if name != "WORKSPACE_ROOT"}
     process = begin(conf, variables)
     try:
-        wait_until(lambda: ctl(conf, "status").count("RUNNING") == 2, "both are RUNNING")
+        state = partial(states, root / "supervisor.sock")
+        wait_until(lambda: list(state().values()) == ["RUNNING"] * 2, "both are RUNNING", every=0.1)
         run = workspace.start(workspace.config(steps=1_000_000))
         assert (workspace.runs_dir / run).is_dir()
         health = httpx.get(f"http://127.0.0.1:{port}/dpipe/health", trust_env=False)

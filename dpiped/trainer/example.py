@@ -99,7 +99,7 @@ LENGTHS = {
         "1e-3",
         "width = 16\ndepth = 1",
     ),
-    "demo": Length("A demonstration: a minute on two CPU cores.", 240, 4, 8, 16, 30, 4, "2e-3"),
+    "demo": Length("A demonstration: less than a minute on two CPU cores.", 240, 4, 6, 16, 30, 3, "3e-3"),
     "full": Length(
         "The whole training: about five minutes on two CPU cores.", 960, 1, 60, 32, 60, 20, "2e-3"
     ),
