@@ -188,7 +188,7 @@ def test_a_hangup_reloads_and_a_reload_of_supervisord_ends_the_run(supervised: S
     wait_until(lambda: (now := hello(workspace)) and now.started_at != before.started_at, "the reload")
     assert (workspace.status()["pid"], workspace.status()["run"]["id"]) == (before.pid, run)
     assert "Restarted" in supervised.ctl("reload")
-    wait_until(lambda: workspace.answers() and workspace.status()["pid"] != before.pid, "another daemon")
+    wait_until(lambda: (now := hello(workspace)) and now.pid != before.pid, "another daemon")
     assert (workspace.status()["last_run"]["outcome"], processes_of_run(run)) == ("stopped", [])
 
 
