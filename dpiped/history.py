@@ -59,7 +59,9 @@ def launcher_pid(folder: Path) -> int | None:
 def summary(runs: Path, run: str, active: bool = False) -> messages.RunSummary:
     """One run in one line. Never raises for what stands in the directory."""
     try:
-        return _summary(runs / run, run, active)
+        # Each new name in a Path is put into a table of Python's, and out of it: for every run of every list
+        # that table grew by a megabyte now and then.
+        return _summary(f"{runs}/{run}", run, active)
     except RunDamaged as error:
         return messages.RunSummary(run, "damaged", 0.0, "", reason=error.message)
 
@@ -171,7 +173,7 @@ def read_page(path: Path, request: messages.ReadLog, upto: int) -> logs.Page:
     return logfile.read_lines(path, after, limit, upto, most)
 
 
-def _summary(folder: Path, run: str, active: bool) -> messages.RunSummary:
+def _summary(folder: Path | str, run: str, active: bool) -> messages.RunSummary:
     spec = rundir.read(folder, Spec)
     if spec is None:
         raise RunDamaged(f"{folder} has no spec.json", field="spec.json")

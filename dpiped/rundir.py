@@ -172,28 +172,29 @@ _ROOM = 4096
 _Record = TypeVar("_Record", bound=Struct)
 
 
-def read(run_dir: Path, kind: type[_Record]) -> _Record | None:
+def read(run_dir: Path | str, kind: type[_Record]) -> _Record | None:
     """The record of that kind, or None if it was not written. Raises RunDamaged if it can't be read."""
-    path = run_dir / _FILES[kind]
+    name = _FILES[kind]
+    path = f"{run_dir}/{name}"
     try:
-        return msgspec.json.decode(_content(path), type=kind)
+        return msgspec.json.decode(_content(path, name), type=kind)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
-        raise RunDamaged(f"{path} can't be read: {error}", field=path.name) from error
+        raise RunDamaged(f"{path} can't be read: {error}", field=name) from error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: str, name: str) -> bytes:
     """Whatever stands there, it is neither waited for nor read beyond measure. Raises OSError."""
     # Without O_NONBLOCK the opening of a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path.name} is no file")
+            raise OSError(f"{name} is no file")
         # A buffer for the largest would be mapped anew for each record of a list.
         data = file.read(min(status.st_size, LARGEST_RECORD) + 1)
     if len(data) > LARGEST_RECORD:
-        raise OSError(f"{path.name} is larger than {LARGEST_RECORD} bytes")
+        raise OSError(f"{name} is larger than {LARGEST_RECORD} bytes")
     return data
 
 
