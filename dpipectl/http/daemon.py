@@ -130,6 +130,8 @@ class Daemon:
                 raise NeverReached("dpiped went away before it was asked") from error
             raise Unreachable("dpiped does not take requests any more") from error
         except TimeoutError as error:
+            # Whether it stands may be known and not be read yet; what others asked must not be asked twice.
+            self._look_at_monitor()
             if self._socket is connection and not self._connected:
                 # As without a descriptor left to connect with, of which ZeroMQ says nothing.
                 self._drop(self._broken())
