@@ -53,10 +53,19 @@ class Past(Struct, frozen=True):
         return self.asked is not None and self.asked.by == REQUESTED
 
     @property
+    def got_further(self) -> bool:
+        """Did it leave a checkpoint of its own?"""
+        return self.concluded.checkpoint not in (None, self.spec.checkpoint)
+
+    @property
+    def had_begun(self) -> bool:
+        """Is there something to lose: a step of its own, or the checkpoint that it went on from?"""
+        return self.concluded.step is not None or self.spec.checkpoint is not None or self.got_further
+
+    @property
     def fruitless(self) -> bool:
         """Did it fail or break off without a checkpoint of its own?"""
-        broke = self.concluded.outcome in ("failed", "unknown")
-        return broke and self.concluded.checkpoint in (None, self.spec.checkpoint)
+        return self.concluded.outcome in ("failed", "unknown") and not self.got_further
 
     @property
     def how(self) -> str:
@@ -126,21 +135,22 @@ def _past(runs: Path, source: str) -> Iterator[Past]:
 def _settled(same: list[Past], spec: Spec) -> str | None:
     """Why this config is not to be trained again; None if it is.
 
-    A run of it has completed; or its newest one was stopped by a client, who would be surprised to
-    see it go on when the daemon is reloaded.
+    A run of it has completed, and none that was started after that has got as far as a checkpoint; or its
+    newest one was stopped by a client, who would be surprised to see it go on when the daemon is reloaded.
     """
     if same and same[0].requested:
         return (
             f"run {same[0].run} of it was stopped by request; `dpipectl resume` goes on with it, "
             "`dpipectl start` begins anew"
         )
-    done = (
-        each
-        for each in same
-        if each.concluded.outcome == "completed" and each.spec.completes == spec.completes
-    )
-    completed = next(done, None)
-    return f"run {completed.run} of it has completed" if completed else None
+    for each in same:
+        if each.spec.completes != spec.completes:
+            continue
+        if each.concluded.outcome == "completed":
+            return f"run {each.run} of it has completed"
+        if each.got_further:
+            return None
+    return None
 
 
 def _hopeless(same: list[Past]) -> str | None:
@@ -162,6 +172,14 @@ def _go_on(settings: Settings, runs: Path, config: Path, last: Past, anew: Wante
         try:
             found = checkpoints.look(folder)
         except FileNotFoundError:
+            if last.had_begun:
+                # A disk that is not mounted yet must not cost what is on it.
+                return Decision(
+                    None,
+                    f"DIFFPIPE_CONFIG is not trained again: {folder}, where run {last.run} wrote its "
+                    "checkpoints, is gone; once it is there, `dpipectl resume` goes on, "
+                    "`dpipectl start` begins anew",
+                )
             found = checkpoints.Found(None, "its directory is gone")
         except OSError as error:
             text = f"run {last.run} can't be looked at to go on from it: {error.strerror}"

@@ -130,12 +130,18 @@ def look(train_dir: Path, stages: int = 1) -> Found:
     return Found(None, f"{why}, and no other checkpoint in it is whole" if len(tags) > 1 else why)
 
 
-def newest_whole(train_dir: Path) -> str | None:
-    """The tag of the newest whole checkpoint, for showing it; None also if it can't be looked at."""
+def seen(train_dir: Path | None) -> Found | None:
+    """What is there; None if the directory is not known, or can't be looked at."""
     try:
-        return look(train_dir).tag
+        return look(train_dir) if train_dir else None
     except (OSError, RuntimeError):
         return None
+
+
+def newest_whole(train_dir: Path) -> str | None:
+    """The tag of the newest whole checkpoint, for showing it; None also if it can't be looked at."""
+    found = seen(train_dir)
+    return found.tag if found else None
 
 
 def _tags(train_dir: Path) -> list[tuple[int, str]]:

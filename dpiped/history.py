@@ -144,8 +144,7 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     follower.close()
     progress.finish()
     records = rundir.read(folder, Exit), rundir.read(folder, StopAsked)
-    train_dir = train_directory(folder, spec)
-    on_disk = checkpoints.newest_whole(train_dir) if train_dir else None
+    on_disk = checkpoints.seen(train_directory(folder, spec))
     return conclude(*records, progress.snapshot(), spec.completes, on_disk)
 
 

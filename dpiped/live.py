@@ -53,8 +53,8 @@ class LiveRun:
         self.runner: Identity | None = None
         self.train_dir: Path | None = Path(spec.train_dir) if spec.train_dir else None
         self.warning: str | None = None
-        self.on_disk: str | None = None
-        """The whole checkpoint that was found at the run's end."""
+        self.on_disk: checkpoints.Found | None = None
+        """The checkpoint that was looked for at the run's end."""
         self.unsaved: str | None = None
         """Why the trainer could not be asked to save when the stop began with that."""
         self.hung: str | None = None
@@ -247,10 +247,6 @@ class LiveRun:
         self._keep("event files", lambda: events.link_events(train_dir, folder))
         if self.spec.holds_key:
             self._keep("copies of the config without their key", lambda: redaction.clean_copies(train_dir))
-
-    def newest_checkpoint(self) -> str | None:
-        """The newest whole one in the training's directory; it may take a while to look."""
-        return checkpoints.newest_whole(self.train_dir) if self.train_dir else None
 
     def close(self) -> None:
         if self._follower.where() == self._follower.path:

@@ -13,6 +13,7 @@ import signal
 
 import msgspec
 
+from dpiped.checkpoints import Found
 from dpiped.logs import shown_all
 from dpiped.messages import OutcomeName
 from dpiped.progress import Snapshot
@@ -41,14 +42,16 @@ def conclude(
     stop: StopAsked | None,
     said: Snapshot,
     completes: bool = True,
-    on_disk: str | None = None,
+    on_disk: Found | None = None,
 ) -> Concluded:
     """Outcome and reason. `completes` is False for what prints no completion line (`--cache_only`).
 
-    `on_disk` is the whole checkpoint found in the training's directory. It counts more than what was
-    printed: from 0.19 on deepspeed does not announce checkpoints unless it is told to.
+    `on_disk` is what was found in the training's directory, None if that could not be looked at. It counts,
+    not what was printed: from 0.19 on deepspeed does not announce checkpoints unless it is told to, and one
+    that was announced need not have been written.
     """
-    said = msgspec.structs.replace(said, checkpoint=on_disk or said.checkpoint)
+    if on_disk is not None:
+        said = msgspec.structs.replace(said, checkpoint=on_disk.tag)
     outcome, reason = _judge(exit_, stop, said, completes)
     return Concluded(
         outcome=outcome,
@@ -80,18 +83,17 @@ def _judge(
 ) -> tuple[OutcomeName, str | None]:
     if exit_ is not None and exit_.error is not None:
         return "failed", exit_.error
-    if stop is not None and stop.fault and (said.completed or said.quit_manually):
-        return _ended_late(stop, said)
+    if said.completed:
+        return "completed", _despite(exit_, stop, said)
+    if stop is not None and stop.fault and said.quit_manually:
+        return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was found'}; {stop.fault}"
     # After a stop a rank's last traceback may be the stop's own doing; what was known before is not.
     hung = stop.fault if stop is not None and (stop.fault or not said.child_died) else hang(said)
     if hung is not None:
         ended = stop is not None or (exit_ is not None and exit_.signal is not None)
         return "failed", f"{hung}; the run hung and had to be ended" if ended else hung
-    if exit_ is not None and exit_.signal is None and (said.completed or not completes):
-        if exit_.code == 0:
-            return "completed", None
-        if exit_.code is None and said.completed:
-            return "completed", "its runner was killed, so nobody saw the exit code"
+    if exit_ is not None and exit_.code == 0 and not completes:
+        return "completed", None
     if said.quit_manually and (exit_ is None or exit_.code == 0):
         return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was found'}"
     if stop is not None:
@@ -122,16 +124,24 @@ def hang(said: Snapshot) -> str | None:
     line = exception_line(said.evidence)
     if not line or line.startswith("KeyboardInterrupt"):
         return None
-    if said.child_died:
+    if said.child_died and said.first_step is None:
         return f"caching died: {_explain(line)}"
     return _explain(line) if said.phase == "caching" else None
 
 
-def _ended_late(stop: StopAsked, said: Snapshot) -> tuple[OutcomeName, str]:
-    """All was done when it fell silent; only its end did not come."""
-    if said.completed:
-        return "completed", f"it had completed, but did not end by itself: {stop.fault}"
-    return "stopped", f"stopped with a checkpoint: {said.checkpoint or 'none was found'}; {stop.fault}"
+def _despite(exit_: Exit | None, stop: StopAsked | None, said: Snapshot) -> str | None:
+    """What was wrong with the end of a run that had said that it was complete: all is written by then."""
+    if stop is not None and stop.fault:
+        return f"it had completed, but did not end by itself: {stop.fault}"
+    if exit_ is not None and exit_.code == 0:
+        return None
+    if stop is not None:
+        return f"it had completed; stopped by {stop.by} before its processes had ended"
+    if exit_ is None:
+        return "it had completed; no exit record: the runner or the machine went down"
+    if exit_.code is None and exit_.signal is None:
+        return "its runner was killed, so nobody saw the exit code"
+    return f"it had completed; after that, {_why_failed(exit_, said)}"
 
 
 def _error_before(said: Snapshot) -> str:

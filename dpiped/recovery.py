@@ -43,12 +43,10 @@ def sort_out(
                 rundir.tidy(runs / name)
             elif found := _look_at(settings, runs / name, conclude):
                 alive.append(found)
-        except OSError as error:
-            problems.append(f"run {name} can't be looked at: {error}")
-            problems += _hide_key(runs / name)
-        except RunDamaged as error:
+        except (OSError, RunDamaged) as error:
+            what = "is damaged" if isinstance(error, RunDamaged) else "can't be looked at"
             alive_too = "; processes of it are alive, and nobody follows them" if procs.marked(name) else ""
-            problems.append(f"run {name} is damaged: {error}{alive_too}")
+            problems.append(f"run {name} {what}: {error}{alive_too}")
             problems += _hide_key(runs / name)
         except Exception as error:  # one run's fault must not keep the daemon from starting
             log.exception("run %s can't be looked at", name)
@@ -57,16 +55,17 @@ def sort_out(
     return alive, problems
 
 
-def unfollowed(runs: Path) -> list[str]:
-    """Runs with living processes that can't be followed, since their records are damaged."""
-    return [name for name in rundir.names(runs) if _is_damaged(runs / name) and procs.marked(name)]
+def unfollowed(runs: Path, followed: str | None) -> list[str]:
+    """Other runs with living processes: their records are damaged, or they are alive beside that one."""
+    others = (name for name in rundir.names(runs) if name != followed)
+    return [name for name in others if not _is_over(runs / name) and procs.marked(name)]
 
 
-def _is_damaged(folder: Path) -> bool:
+def _is_over(folder: Path) -> bool:
     try:
-        return rundir.read(folder, Concluded) is None and rundir.read(folder, Spec) is None
+        return rundir.read(folder, Concluded) is not None
     except RunDamaged:
-        return True
+        return False
 
 
 def last_run(runs: Path, active: str | None) -> messages.LastRun | None:

@@ -212,7 +212,9 @@ def conclude(run_dir: Path, concluded: Concluded) -> None:
 def tidy(run_dir: Path) -> None:
     """Removes room and half-written files from a run that is over, to which nobody writes. Raises OSError."""
     for path in run_dir.glob(".*"):
-        path.unlink(missing_ok=True)
+        # A folder is somebody else's: an editor's, say.
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

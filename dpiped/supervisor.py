@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from dpiped import (
+    checkpoints,
     ending,
     launch,
     lifecycle,
@@ -140,8 +141,8 @@ class Supervisor:
             run = self._unfollowed[0]
             pids = " ".join(str(who.pid) for who in procs.members(run, None, None))
             raise Refused(
-                f"Run {run}, whose records are damaged, has processes that are alive.",
-                hint=f"nobody follows it; to end it: kill {pids}",
+                f"Run {run}, which nobody follows, has processes that are alive.",
+                hint=f"its records are damaged, or could not be read; to end it: kill {pids}",
             )
 
     async def stop(self, rung: lifecycle.Rung, timeout: float | None, by: str) -> messages.Stopping:
@@ -173,7 +174,7 @@ class Supervisor:
         alive, problems = recovery.sort_out(self.settings, self.runs, self._unrecorded.conclude, going_on)
         for problem in problems:
             self.notice(problem)
-        self._unfollowed = recovery.unfollowed(self.runs)
+        self._unfollowed = recovery.unfollowed(self.runs, alive[0].id if alive else None)
         # Before the adoption: an adopted run may end at once, and is the last one then.
         self.last = recovery.last_run(self.runs, alive[0].id if alive else None)
         if alive:
@@ -241,7 +242,7 @@ class Supervisor:
         try:
             live.hide_key(over=True)
             live.find_files()
-            live.on_disk = live.newest_checkpoint()
+            live.on_disk = checkpoints.seen(live.train_dir)
         except Exception as error:  # whatever it finds, the run is over and has to be concluded
             log.exception("the files of run %s can't be looked at", live.id)
             self.notice(f"the files of run {live.id} can't be looked at: {error!r}")

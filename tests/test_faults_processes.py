@@ -146,6 +146,23 @@ def test_a_run_that_completed_and_did_not_end_has_completed(workspace: Workspace
     assert "it had completed, but did not end by itself" in ended["reason"]
 
 
+def test_a_run_that_completed_and_ended_badly_has_completed(dpiped: Workspace) -> None:
+    """All is written by then, and to go on from there would be to train past the epochs."""
+    crashed = dpiped.start(dpiped.config("ends_badly", steps=2))
+    ended = dpiped.until_ended(crashed)
+    assert (ended["outcome"], ended["exit_code"]) == ("completed", 3)
+    assert "it had completed; after that, exit code 3" in ended["reason"]
+    lingering = dpiped.start(dpiped.config("lingers", steps=2))
+    wait_until(lambda: "COMPLETE" in dpiped.log_text(lingering), "it has completed")
+    assert dpiped.ctl("stop")[0] == 0
+    ended = dpiped.until_ended(lingering)
+    assert ended["outcome"] == "completed" and "stopped by request before its processes" in ended["reason"]
+    for run in (crashed, lingering):
+        assert dpiped.ctl("wait", run)[0] == 0
+        code, _, error = dpiped.ctl("resume", run)
+        assert code == 5 and "would train past its epochs" in error
+
+
 def test_the_hang_timeout_goes_on_over_a_restart_of_the_daemon(workspace: Workspace) -> None:
     run = hanging(workspace, "caching_hang", "4")
     # No daemon lives as long as the timeout.

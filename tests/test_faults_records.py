@@ -181,14 +181,20 @@ def test_records_damaged_while_the_run_goes_on_keep_nobody_from_stopping_it(dpip
     assert dpiped.until_ended(dpiped.start(dpiped.config(steps=1)))["outcome"] == "completed"
 
 
-def test_a_run_that_lives_and_can_not_be_read_is_said(dpiped: Workspace) -> None:
+@pytest.mark.parametrize("record", ["spec.json", "started.json", "exit.json"])
+def test_a_run_that_lives_and_can_not_be_read_is_said(dpiped: Workspace, record: str) -> None:
+    """And no other is started beside it."""
     run = dpiped.start(dpiped.config(steps=1_000_000))
     dpiped.until_step(2)
     dpiped.kill_daemon()
-    (dpiped.runs_dir / run / "spec.json").write_text("{")
+    (dpiped.runs_dir / run / record).write_text("{")
     dpiped.start_daemon()
     assert any("processes of it are alive" in notice for notice in dpiped.status()["notices"])
-    assert processes_of_run(run)
+    pids = processes_of_run(run)
+    code, _, error = dpiped.ctl("start", "--config", str(dpiped.config(steps=1)))
+    assert code == 4 and f"Run {run}, which nobody follows, has processes that are alive" in error
+    named = {int(pid) for pid in error.split("to end it: kill ")[1].split()}
+    assert named and named <= set(pids) and len(dpiped.json("runs")) == 1
 
 
 def test_run_of_an_older_or_newer_version_is_listed_and_shown(dpiped: Workspace) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from dpiped.checkpoints import Found
 from dpiped.messages import OutcomeName
 from dpiped.outcome import conclude, exception_line, failing, hang, last_line
 from dpiped.progress import Progress, Snapshot
@@ -173,6 +174,11 @@ ARGPARSE = (
     b"[..] [ERROR] [launch.py:341:sigkill_handler] ['x'] exits with return code = 2\n"
 )
 COLOURED = b"\x1b[1mTraceback (most recent call last):\x1b[0m\n  a\n\x1b[31mValueError\x1b[0m: red\n"
+COMPLETE = EPOCH + STEP + b"TRAINING COMPLETE!\n"
+SEGFAULT = b"exits with return code = -11\n"
+LATE = (
+    b"Process Process-7:\nTraceback (most recent call last):\n  a\nBrokenPipeError: [Errno 32] Broken pipe\n"
+)
 CHAINED = (
     b"Traceback (most recent call last):\n  a\nKeyError: 'first'\n\n"
     b"During handling of the above exception, another exception occurred:\n\n"
@@ -185,6 +191,26 @@ CHAINED = (
     [
         (Exit(0, None, 9.0), None, b"TRAINING COMPLETE!\n", True, "completed", ""),
         (Exit(0, None, 9.0), ASKED, b"TRAINING COMPLETE!\n", True, "completed", ""),
+        (None, None, COMPLETE, True, "completed", "no exit record"),
+        (
+            Exit(None, 15, 9.0),
+            ASKED,
+            COMPLETE,
+            True,
+            "completed",
+            "stopped by a request before its processes",
+        ),
+        (
+            Exit(245, None, 9.0),
+            None,
+            COMPLETE + SEGFAULT,
+            True,
+            "completed",
+            "after that, a training process",
+        ),
+        (Exit(None, 9, 9.0), None, COMPLETE, True, "completed", "the launcher was killed by SIGKILL"),
+        (Exit(0, None, 9.0), None, COMPLETE + LATE, True, "completed", ""),
+        (Exit(None, 15, 9.0), ASKED, EPOCH + STEP + LATE, True, "stopped", "by a request"),
         (Exit(0, None, 9.0), None, b"cached\n", False, "completed", ""),
         (Exit(1, None, 9.0), None, OOM, False, "failed", "CUDA out of memory"),
         (Exit(0, None, 9.0), ASKED, CHECKPOINT + b"Manually quitting\n", True, "stopped", "global_step40"),
@@ -250,7 +276,7 @@ def test_records_and_log_together_give_the_outcome(
     told = conclude(exit_, stop, parsed(log), completes)
     assert told.outcome == outcome
     assert phrase in (told.reason or "")
-    assert (told.reason is None) == (outcome == "completed")
+    assert (told.reason is None) == (phrase == "" and outcome == "completed")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +314,15 @@ def test_the_last_figures_go_into_the_conclusion() -> None:
     assert conclude(
         Exit(0, None, 9.5), None, parsed(EPOCH + CHECKPOINT + STEP + b"TRAINING COMPLETE!\n")
     ) == (Concluded("completed", None, 9.5, step=41, epoch=1, loss=0.5, checkpoint="global_step40"))
+
+
+def test_a_checkpoint_that_was_announced_and_not_written_is_none() -> None:
+    said, broke = parsed(EPOCH + CHECKPOINT + STEP), Exit(None, 9, 9.0)
+    found = {None: "global_step40", Found(None, "it is empty"): None, Found("global_step20"): "global_step20"}
+    for on_disk, checkpoint in found.items():
+        assert conclude(broke, None, said, on_disk=on_disk).checkpoint == checkpoint
+    told = conclude(broke, ASKED, said, on_disk=Found(None, "it is empty"))
+    assert told.reason == "stopped by a request; no checkpoint was written"
 
 
 def test_a_ctrl_c_while_caching_is_no_crash_of_caching() -> None:

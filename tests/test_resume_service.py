@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dpiped import autostart, rundir
+from dpiped import autostart, recovery, rundir
 from dpiped.rundir import Concluded, StopAsked
 from dpiped.settings import load
 from tests.harness import Workspace, processes_of_run
@@ -193,6 +193,8 @@ class History:
         checkpoint: str | None = None,
         begun: str | None = None,
         by: str | None = None,
+        step: int | None = None,
+        concluded: bool = True,
         **more: Any,
     ) -> str:
         name = f"20260101-0000{len(rundir.names(self.runs)):02}-00000"
@@ -201,8 +203,9 @@ class History:
         where = {"train_dir": str(self.train_dir)} if begun or checkpoint else {}
         spec = msgspec.structs.replace(self.spec, run=name, checkpoint=begun, **(where | more))
         rundir.write(folder, spec)
-        concluded = Concluded(outcome, "a reason", 1.0, checkpoint=checkpoint)  # type: ignore[arg-type]
-        rundir.write(folder, concluded)
+        if concluded:
+            record = Concluded(outcome, "a reason", 1.0, step, checkpoint=checkpoint)  # type: ignore[arg-type]
+            rundir.write(folder, record)
         if by is not None:
             rundir.write(folder, StopAsked("term", by, 1.0, 2.0, "boot"))
         return name
@@ -259,3 +262,43 @@ def test_how_it_decides(workspace: Workspace) -> None:
     past.add("completed")
     past.add("failed")
     assert past.decide()[0] is None and "has completed" in past.decide()[1]
+
+
+def test_a_run_that_was_started_after_one_that_completed_goes_on(workspace: Workspace) -> None:
+    """Other pictures, the same file: whoever started it again wants it."""
+    past = History(workspace)
+    make_checkpoint(past.train_dir, "global_step10")
+    past.add("completed", "global_step10")
+    past.add("unknown", train_dir=str(past.train_dir))
+    assert past.decide()[0] is None, "nothing was reached that it could go on from"
+    past.add("unknown", "global_step10")
+    past.add("failed", "global_step10", "global_step10")
+    where, said = past.decide()
+    assert where == past.train_dir.name and "goes on from global_step10" in said
+
+
+@pytest.mark.parametrize("begun", [None, "global_step10"])
+def test_a_directory_that_is_gone_is_no_reason_to_begin_anew(workspace: Workspace, begun: str | None) -> None:
+    """The disk with the checkpoints may be mounted later than the daemon starts."""
+    past = History(workspace)
+    run = past.add("unknown", begun=begun, train_dir=str(past.train_dir), step=None if begun else 3)
+    where, said = past.decide()
+    assert where is None and f"{past.train_dir}, where run {run} wrote its checkpoints, is gone" in said
+    make_checkpoint(past.train_dir, "global_step10")
+    assert past.decide()[0] == past.train_dir.name
+
+
+def test_a_checkpoint_that_was_announced_only_does_not_count(workspace: Workspace) -> None:
+    """Else one whose first save takes the machine down would be begun anew for ever."""
+    past = History(workspace)
+    past.train_dir.mkdir(parents=True)
+    for _ in range(autostart.ATTEMPTS):
+        run = past.add("unknown", train_dir=str(past.train_dir), concluded=False)
+        (past.runs / run / rundir.LOG).write_text(
+            "Global batch size = 1\n"
+            "steps: 10 loss: 0.5 iter time (s): 0.5 samples/sec: 2.0\n"
+            "[..] [Torch] Checkpoint global_step10 is about to be saved!\n"
+        )
+        recovery.sort_out(past.settings, past.runs)
+    where, said = past.decide()
+    assert where is None and f"its last {autostart.ATTEMPTS} runs failed or broke off without" in said

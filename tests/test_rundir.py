@@ -125,7 +125,10 @@ def test_room_is_reserved_used_once_and_given_back(tmp_path: Path) -> None:
         left = len([name for name in reserved() if name.startswith(".stop.")])
         assert left == max(3 - writing, 0)
     assert {name for name in before if ".stop." not in name} == reserved()
+    # An editor's folder is none of ours, and no reason not to conclude.
+    (run_dir / ".ipynb_checkpoints").mkdir()
     rundir.conclude(run_dir, Concluded("completed", None, 1.0))
+    (run_dir / ".ipynb_checkpoints").rmdir()
     assert reserved() == set()
     assert rundir.read(run_dir, Concluded) == Concluded("completed", None, 1.0)
 

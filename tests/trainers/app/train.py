@@ -165,6 +165,12 @@ def lingers(training: Training) -> None:
     time.sleep(600)
 
 
+def ends_badly(training: Training) -> None:
+    """It completes, and crashes while it cleans up."""
+    well_behaved(training)
+    sys.exit(3)
+
+
 def killed(training: Training) -> None:
     training.prepare()
     training.one_step()
@@ -270,6 +276,7 @@ BEHAVIOURS = {
         raises,
         exits,
         lingers,
+        ends_badly,
         killed,
         caching_hang,
         chatty,
