@@ -69,15 +69,15 @@ class Client:
         A question that went down with a daemon which reloads is asked once more; the next one is there
         already, or its socket waits for it.
         """
-        body = _encoded(request)
         try:
-            return self._exchange(body, wait)
+            return self._exchange(request, wait)
         except WentAway:
             if isinstance(request, CHANGES):
                 raise
-        return self._exchange(body, wait)
+        return self._exchange(request, wait)
 
-    def _exchange(self, body: bytes, wait: float) -> AnyReply:
+    def _exchange(self, request: AnyRequest, wait: float) -> AnyReply:
+        body = _encoded(request)
         if self._socket is None:
             self._socket = self._connect()
         self._number += 1
@@ -90,7 +90,7 @@ class Client:
             reply = self._receive(number, now + (wait + MARGIN if wait else TIMEOUT))
         if reply is None:
             self.close()
-            raise Unreachable(f"dpiped at {self._path} does not answer", hint="is it stopped or overloaded?")
+            raise Unreachable(f"dpiped at {self._path} does not answer", hint=_while_silent(request))
         self._answered = True
         return self._decoded(reply)
 
@@ -162,6 +162,8 @@ class Client:
         try:
             probe.settimeout(TIMEOUT)
             probe.connect(self._path)
+        except BlockingIOError:
+            return  # Somebody listens, and has not accepted all who came before.
         except OSError as error:
             why = {
                 errno.ENOENT: "there is no socket",
@@ -178,6 +180,11 @@ class Client:
         if isinstance(reply, messages.Error):
             raise Failed(reply)
         return reply
+
+
+def _while_silent(request: AnyRequest) -> str:
+    later = "; it may still do what it was asked" if isinstance(request, CHANGES) else ""
+    return f"is it stopped or overloaded?{later}"
 
 
 def _encoded(request: AnyRequest) -> bytes:

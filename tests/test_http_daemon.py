@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
-from dpipectl.client import TIMEOUT, Failed
-from dpipectl.http.daemon import Daemon
+from dpipectl.client import PROMPT, TIMEOUT, Client, Failed
+from dpipectl.http.daemon import LONG_LIMIT, PENDING_LIMIT, Daemon
 from dpiped import messages
 from dpiped.errors import Unreachable
 from tests.harness import Workspace
@@ -96,6 +98,115 @@ def test_a_daemon_that_accepts_late_is_asked_once(full: socket.socket) -> None:
         return asked
 
     assert asyncio.run(ask()) == ["Save"]
+
+
+def told_of_the_end(daemon: Daemon) -> None:
+    """Waits until ZeroMQ knows that the connection has broken, and lets no event loop turn."""
+    assert daemon._monitor is not None
+    descriptor = daemon._monitor.getsockopt(zmq.FD)
+    assert isinstance(descriptor, int) and select.select([descriptor], [], [], 5)[0]
+
+
+def test_a_reply_that_came_before_the_daemon_ended_is_a_reply(tmp_path: Path) -> None:
+    """Also where the event loop stood still meanwhile, and finds both at once."""
+    path = str(tmp_path / "d.sock")
+
+    async def ask() -> messages.Saved:
+        daemon = Daemon(path)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        router = context.socket(zmq.ROUTER)
+        router.bind(f"ipc://{path}")
+        asking = asyncio.create_task(daemon.ask(messages.Save(), messages.Saved))
+        while not (daemon._connected and router.poll(0)):
+            await asyncio.sleep(0)
+        peer, number, _ = router.recv_multipart()
+        router.send_multipart(
+            [peer, number, messages.encode(messages.Saved("a run", "global_step1", "token"))]
+        )
+        # From here on the loop stands still until the connection has broken.
+        router.close(linger=5000)
+        context.term()
+        told_of_the_end(daemon)
+        try:
+            return await asking
+        finally:
+            daemon.close()
+
+    assert asyncio.run(ask()).checkpoint == "global_step1"
+
+
+def test_a_change_is_asked_of_the_next_daemon_where_the_last_one_has_just_gone(tmp_path: Path) -> None:
+    """What broke, and has not been told yet, is not asked: what is sent over it would be lost."""
+    path = tmp_path / "d.sock"
+
+    async def ask() -> None:
+        daemon = Daemon(str(path))
+        for _ in range(3):
+            with busy_daemon(path) as asked, pytest.raises(Failed, match="too many requests"):
+                await daemon.ask(messages.Save(), messages.Saved)
+            assert asked == ["Save"]
+            told_of_the_end(daemon)
+        daemon.close()
+
+    asyncio.run(ask())
+
+
+def test_long_polls_leave_room_for_a_stop(tmp_path: Path) -> None:
+    path = str(tmp_path / "d.sock")
+
+    async def ask() -> None:
+        daemon = Daemon(path)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        router = context.socket(zmq.ROUTER)
+        router.bind(f"ipc://{path}")
+        polls = [
+            asyncio.create_task(daemon.ask(messages.Watch(0, 30.0), messages.Status, 30.0))
+            for _ in range(PENDING_LIMIT)
+        ]
+        await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+        refused = [poll for poll in polls if poll.done()]
+        assert len(refused) == PENDING_LIMIT - LONG_LIMIT
+        for poll in refused:
+            with pytest.raises(Failed, match="too many requests"):
+                await poll
+        stopping = asyncio.create_task(daemon.ask(messages.Stop(), messages.Stopping))
+        reply = messages.encode(messages.Stopping("a run", "term", "detail"))
+        while not stopping.done():
+            while router.poll(0):
+                peer, number, body = router.recv_multipart()
+                if isinstance(messages.request_decoder().decode(body), messages.Stop):
+                    router.send_multipart([peer, number, reply])
+            await asyncio.sleep(0)
+        assert (await stopping).run == "a run"
+        daemon.close()
+        assert await asyncio.gather(*polls, return_exceptions=True)
+        router.close(linger=0)
+        context.term()
+
+    asyncio.run(ask())
+
+
+def test_a_client_waits_for_a_daemon_that_accepts_late(full: socket.socket) -> None:
+    """Who listens and has not accepted all who came before is not "nobody"."""
+    path = full.getsockname()
+    client, told = Client(path), []
+
+    def ask() -> None:
+        with pytest.raises(Failed, match="too many requests"):
+            client.call(messages.Save())
+        told.append(True)
+
+    with socket.socket(socket.AF_UNIX) as first:
+        # Takes the place in the queue, so that the client's own connection and its look wait.
+        first.connect(path)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(PROMPT * 3)
+        assert thread.is_alive(), "somebody listens, so it waits"
+    with busy_daemon(Path(path), full) as asked:
+        thread.join(TIMEOUT)
+    client.close()
+    assert told and asked == ["Save"]
 
 
 def test_what_an_ended_application_leaves_open_stays_quiet(tmp_path: Path) -> None:

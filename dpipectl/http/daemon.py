@@ -6,10 +6,12 @@ carries them all; when it breaks, all who wait are told at once, and the next re
 Source of the readiness rules: ZeroMQ's FD is edge-triggered, so whatever is there is taken in after every
 event and after every send. It connects in the background: a daemon that dies between our look at its socket
 and that is a connection that never was. It would try again for ever, and say so to a monitor that perhaps
-nobody reads any more, until its thread waits for that one and serves no other socket of the process; so it is
-told to try once, and we try again.
+nobody reads any more, until its thread waits for that one and serves no other socket of the process. So it is
+told to wait for days before it does, and we try again. (Told not to try at all, it would throw away replies
+that came right before the end of a connection.)
 
-Known gap: a reply that comes after its time-out is thrown away.
+Known gap: a reply that comes after its time-out is thrown away. Without a descriptor left ZeroMQ may end the
+process; so `serve` raises that limit as far as it may.
 """
 
 import asyncio
@@ -33,8 +35,15 @@ AGAIN = 0.1
 """Between two attempts to connect to a daemon that has not accepted all who came before (seconds)."""
 EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
 """Of a connection: it stands, it could not be made, it broke."""
+NO_RETRY = 1_000_000_000
+"""Milliseconds; at most as many are added by chance."""
 PENDING_LIMIT = 1024
 """Requests that wait for the daemon at once; it takes four times as many, from all its clients."""
+LONG_LIMIT = PENDING_LIMIT * 7 // 8
+"""Those of them that the daemon may take its time for: a stop or a start still finds its place."""
+
+
+WENT_AWAY = "dpiped went away before it answered"
 
 
 class NeverReached(WentAway):
@@ -53,17 +62,18 @@ class Daemon:
         self._number = 0
         self._pending: dict[bytes, asyncio.Future[bytes]] = {}
         self._connected = False
+        self._long = 0
+        self._distrusted = ""
 
     async def ask(self, request: AnyRequest, kind: type[_R], wait: float = 0.0) -> _R:
         """The reply, which is of that kind. `wait` is how long the daemon itself may take (seconds)."""
-        timeout = wait + MARGIN if wait else TIMEOUT
+        if wait and self._long >= LONG_LIMIT:
+            raise _busy()
+        self._long += bool(wait)
         try:
-            reply = self._decoded(await self._reach(request, timeout))
-        except WentAway:
-            if isinstance(request, CHANGES):
-                raise
-            # A reload: the next daemon is there already, or its socket waits for it.
-            reply = self._decoded(await self._reach(request, timeout))
+            reply = self._decoded(await self._twice(request, wait + MARGIN if wait else TIMEOUT))
+        finally:
+            self._long -= bool(wait)
         assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
         return reply
 
@@ -95,24 +105,34 @@ class Daemon:
         self._socket.close(linger=0)
         self._socket = self._monitor = None
 
+    async def _twice(self, request: AnyRequest, timeout: float) -> bytes:
+        """A question that went down with a daemon which reloads is asked once more."""
+        try:
+            return await self._reach(request, timeout)
+        except WentAway:
+            if isinstance(request, CHANGES):
+                raise
+        # The next daemon is there already, or its socket waits for it.
+        return await self._reach(request, timeout)
+
     async def _reach(self, request: AnyRequest, timeout: float) -> bytes:
         """Asks as soon as somebody accepts the connection. Raises Unreachable if nobody listens."""
         clock = asyncio.get_running_loop().time
-        until = clock() + timeout
-        while True:
+        until, left = clock() + timeout, timeout
+        while left > 0:
             try:
-                return await self._exchange(request, until - clock())
-            except NeverReached as error:
-                if clock() + AGAIN > until:
-                    raise Unreachable("dpiped does not take connections any more") from error
-            await asyncio.sleep(AGAIN)
+                return await self._exchange(request, left)
+            except NeverReached:
+                await asyncio.sleep(AGAIN)
+            left = until - clock()
+        raise Unreachable("dpiped does not take connections any more")
 
     async def _exchange(self, request: AnyRequest, timeout: float) -> bytes:
         body = messages.encode(request)
         if len(body) > messages.REQUEST_BYTES:
             raise InvalidInput("the request is too large")
         if len(self._pending) >= PENDING_LIMIT:
-            raise Failed(messages.Error("busy", "too many requests are waiting; try again"))
+            raise _busy()
         connection = self._connection()
         self._number += 1
         number = self._number.to_bytes(8, "big")
@@ -125,6 +145,8 @@ class Daemon:
                 return await future
         except zmq.Again as error:
             # Broken just now, it takes nothing either; what is not taken is not asked.
+            future.cancel()
+            self._take_in()
             self._look_at_monitor()
             if self._socket is not connection:
                 raise NeverReached("dpiped went away before it was asked") from error
@@ -134,8 +156,9 @@ class Daemon:
             self._look_at_monitor()
             if self._socket is connection and not self._connected:
                 # As without a descriptor left to connect with, of which ZeroMQ says nothing.
-                self._drop(self._broken())
-            raise Unreachable("dpiped does not answer") from error
+                self._drop(WentAway(WENT_AWAY))
+            later = "; it may still do what it was asked" if isinstance(request, CHANGES) else ""
+            raise Unreachable(f"dpiped does not answer{later}") from error
         finally:
             self._pending.pop(number, None)
 
@@ -144,16 +167,26 @@ class Daemon:
         if self._socket is not None and self._loop is not asyncio.get_running_loop():
             self._pending = {}
             self._close()
-        return self._socket or self._connect()
+        # What is sent over one that has broken is lost; that it has need not have been told yet.
+        self._look_at_monitor()
+        if self._socket is not None:
+            return self._socket
+        try:
+            return self._connect()
+        except zmq.ZMQError as error:
+            raise Unreachable(f"no connection to dpiped can be made: {error}") from error
 
     def _probe(self) -> None:
         """Raises Unreachable unless somebody listens who may be trusted."""
         try:
             trust.check(self._path)
         except Unreachable as error:
-            # Where the socket is, is no business of who asks over HTTP.
-            log.warning("%s", error)
+            # Where the socket is, is no business of who asks over HTTP. Said once: a page asks all the time.
+            if str(error) != self._distrusted:
+                log.warning("%s", error)
+            self._distrusted = str(error)
             raise Unreachable("dpiped's socket may be another user's; the server's log says why") from error
+        self._distrusted = ""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.setblocking(False)
@@ -170,10 +203,14 @@ class Daemon:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
-        connection.setsockopt(zmq.RECONNECT_IVL, -1)
-        monitor = connection.get_monitor_socket(EVENTS)
+        connection.setsockopt(zmq.RECONNECT_IVL, NO_RETRY)
+        try:
+            monitor = connection.get_monitor_socket(EVENTS)
+            connection.connect(f"ipc://{self._path}")
+        except zmq.ZMQError:
+            connection.close(linger=0)
+            raise
         self._connected = False
-        connection.connect(f"ipc://{self._path}")
         loop = self._loop = asyncio.get_running_loop()
         loop.add_reader(_descriptor(connection), self._take_in)
         loop.add_reader(_descriptor(monitor), self._look_at_monitor)
@@ -209,7 +246,7 @@ class Daemon:
     def _broken(self) -> WentAway:
         """What is to be said of the connection that is no more."""
         if self._connected:
-            return WentAway("dpiped went away before it answered")
+            return WentAway(WENT_AWAY)
         return NeverReached("dpiped can't be reached")
 
     def _decoded(self, body: bytes) -> AnyReply:
@@ -220,6 +257,10 @@ class Daemon:
         if isinstance(reply, messages.Error):
             raise Failed(reply)
         return reply
+
+
+def _busy() -> Failed:
+    return Failed(messages.Error("busy", "too many requests are waiting; try again"))
 
 
 def _descriptor(connection: "zmq.Socket[bytes]") -> int:
