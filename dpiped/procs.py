@@ -53,10 +53,11 @@ def boot_id() -> str:
 
 
 def look(pid: int) -> Process | None:
-    """The process that has this pid now, or None."""
+    """The process that has this pid now, or None; also where it is another user's that may not be seen."""
     try:
         fields = _fields(pid)
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # The last one where /proc is mounted with hidepid.
         return None
     return Process(
         pid=pid,

@@ -15,7 +15,7 @@ import pytest
 from dpiped import procs
 from dpiped.rundir import Identity
 from dpiped.settings import RUN_MARKER
-from tests.helpers import wait_until
+from tests.helpers import require, wait_until
 
 RUN = f"20260304-050607-{os.getpid():x}"
 OTHER = RUN + "0"
@@ -40,6 +40,17 @@ if os.fork() == 0:
     os.execve(sys.executable, sleep, bare if kind == "cleared" else os.environ)
 time.sleep(60)
 """
+
+
+HIDDEN = """
+import os, subprocess
+from dpiped import procs
+mine = subprocess.Popen(["sleep", "60"], user=65534, group=65534)
+os.setgroups([]), os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 65534)
+print(procs.look(1), procs.identify(mine.pid).pid == mine.pid)
+mine.kill()
+"""
+HIDE = 'mount -t proc -o hidepid=1 proc /proc && "$@"; exit $?'
 
 
 RESTLESS = """
@@ -267,3 +278,18 @@ def test_a_process_that_makes_itself_a_daemon_again_and_again_is_found_at_any_mo
             missed += not procs.members(RUN, None, None)
     assert looks > 20 and missed == 0
     wait_until(lambda: not procs.marked(RUN), "the end of the last one")
+
+
+def test_other_users_processes_that_may_not_be_seen_are_passed_over() -> None:
+    """A /proc mounted with hidepid=1, as on machines that several people share."""
+    require(os.geteuid() == 0, "only root can mount /proc and become another user")
+    words = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", HIDE, "sh"]
+    done = subprocess.run(
+        [*words, sys.executable, "-c", HIDDEN],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd="/",
+    )
+    assert (done.returncode, done.stdout) == (0, "None True\n"), done.stderr
