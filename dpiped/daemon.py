@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpiped import autostart, events, handover, lifecycle, limits, peers, private, procs, signals
-from dpiped.errors import AlreadyOwned, DpipedError, Refused, SettingsError
+from dpiped.errors import AlreadyOwned, DpipedError, Refused, of_place
 from dpiped.gpus import Gpus
 from dpiped.listening import Listening, prepare_directory
 from dpiped.locks import Lock
@@ -289,7 +289,10 @@ def _lock(settings: Settings) -> tuple[Lock, Lock]:
 
 
 def prepare_state(settings: Settings) -> list[str]:
-    """Makes the state directory ours alone. What a person should know of it. Raises SettingsError."""
+    """Makes the state directory ours alone. Returns what a person should know of it.
+
+    Raises SettingsError, NotReady.
+    """
     state, field = settings.state_dir, "DIFFPIPE_STATE_DIR"
     try:
         for directory in (state, state / "runs"):
@@ -298,6 +301,6 @@ def prepare_state(settings: Settings) -> list[str]:
         if above := private.open_above(state):
             log.warning("%s: anybody may write to %s above it, and so replace it", state, above)
     except OSError as error:
-        raise SettingsError(f"{field}: {state} can't be made: {error.strerror}", field=field) from error
+        raise of_place(field, f"{state} can't be made or looked at", error) from error
     # The two are on one file system.
     return [doubt for doubt in doubts if doubt][:1]

@@ -6,6 +6,7 @@ process it is an exception from this tree; on the wire it is `messages.Error` ma
 
     DpipedError
     ├── SettingsError        an environment variable holds something it can't hold
+    ├── NotReady             a place that a setting names can't be used now: full, or out of reach
     ├── InvalidInput         a request, path or config that can't be taken; names the field
     │   ├── InvalidForm      fields of the training form; names each
     │   └── UnknownRun       no run of that name
@@ -18,6 +19,22 @@ process it is an exception from this tree; on the wire it is `messages.Error` ma
 
 Known gap: messages are English only.
 """
+
+import errno
+
+PASSING = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+    )
+)
+"""What a disk that is full or a network volume that is away gives."""
 
 
 class DpipedError(Exception):
@@ -36,6 +53,18 @@ class SettingsError(DpipedError):
     """`field` is the environment variable's name."""
 
     code = "settings"
+
+
+class NotReady(DpipedError):
+    """`field` is the variable that names the place. It may be better the next time."""
+
+    code = "not_ready"
+
+
+def of_place(field: str, text: str, error: OSError) -> DpipedError:
+    """What a failure of the place that a setting names is: wrong until somebody changes it, or passing."""
+    kind = NotReady if error.errno in PASSING else SettingsError
+    return kind(f"{field}: {text}: {error.strerror}", field=field)
 
 
 class InvalidInput(DpipedError):

@@ -6,6 +6,7 @@ them. A run whose records can't be read is listed as damaged and disturbs no oth
 Known gap: a list reads a few small files per run each time; with many thousands of runs that is slow.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -131,8 +132,11 @@ def as_last_run(run: str, concluded: Concluded, exit_: Exit | None) -> messages.
     )
 
 
-def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
-    """The outcome of a run that nobody follows, from its records and its whole log. Raises RunDamaged."""
+def conclude_from_records(folder: Path, spec: Spec, going_on: Callable[[], None] = lambda: None) -> Concluded:
+    """The outcome of a run that nobody follows, from its records and its whole log. Raises RunDamaged.
+
+    `going_on` is called while the log is read, which may be long.
+    """
     if rundir.read(folder, Exit) is None and not rundir.was_launched(folder):
         if asked := rundir.read(folder, StopAsked):
             return Concluded("stopped", f"stopped by {asked.by} before it was launched", None)
@@ -141,6 +145,7 @@ def conclude_from_records(folder: Path, spec: Spec) -> Concluded:
     follower = logs.Follower(folder / rundir.LOG)
     while chunk := follower.read():
         progress.feed(chunk)
+        going_on()
     follower.close()
     progress.finish()
     records = rundir.read(folder, Exit), rundir.read(folder, StopAsked)

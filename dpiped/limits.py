@@ -1,8 +1,8 @@
-"""How many files the daemon and `dpipectl serve` may have open at once.
+"""How many files the daemon, TensorBoard and `dpipectl serve` may have open at once.
 
-Why: five hundred clients are five hundred connections, and many systems begin a service with a limit of
-1024. The daemon takes what it may have; a training gets back what it would have had without the daemon,
-since programs that use select() fail with more.
+Why: five hundred clients are five hundred connections, TensorBoard keeps every event file open, and many
+systems begin a service with a limit of 1024. So these take what they may have. A training gets back what it
+would have had without the daemon, since programs that use select() fail with more.
 
 Known gap: a hard limit below the number of clients is the administrator's to raise (LimitNOFILE=).
 """
@@ -27,7 +27,12 @@ def raise_files() -> None:
 
 def inherited_files() -> int:
     """The soft limit that this process was started with."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] if _Files.inherited is None else _Files.inherited
+    return raised_files() if _Files.inherited is None else _Files.inherited
+
+
+def raised_files() -> int:
+    """The soft limit that this process has now."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def set_files(soft: int) -> None:

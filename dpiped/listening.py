@@ -19,7 +19,7 @@ import stat
 from pathlib import Path
 
 from dpiped import peers, private
-from dpiped.errors import SettingsError
+from dpiped.errors import SettingsError, of_place
 from dpiped.locks import Lock
 from dpiped.settings import FIRST_LISTENER, ServiceManager
 
@@ -41,10 +41,12 @@ class Listening:
         self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
-        """Raises SettingsError if the directory is not safe or nothing can listen there."""
+        """Raises SettingsError, NotReady if the directory is not safe or nothing can listen there."""
         prepare_directory(self.path.parent, self.group)
         if self._socket is None or not self._is_reached():
             self._make()
+        # Also one that was handed over: RuntimeDirectory= has it given to the daemon's user and group.
+        peers.open_to_group(self.path, self.group)
         self._file = self._found()
 
     def duplicate(self) -> int:
@@ -57,10 +59,11 @@ class Listening:
         return self._found() != self._file
 
     def renew(self) -> None:
-        """Listens at the path anew. Raises SettingsError or AlreadyOwned; then nothing has changed."""
+        """Listens at the path anew. Raises SettingsError, NotReady, AlreadyOwned."""
         prepare_directory(self.path.parent, self.group)
         self._lock.renew()
         self._make()
+        peers.open_to_group(self.path, self.group)
         self._file = self._found()
 
     def forget(self) -> None:
@@ -98,10 +101,9 @@ class Listening:
             made.listen(QUEUE)
         except OSError as error:
             made.close()
-            raise SettingsError(f"{FIELD}: {self.path}: {error.strerror}", field=FIELD) from error
+            raise of_place(FIELD, str(self.path), error) from error
         finally:
             os.umask(before)
-        peers.open_to_group(self.path, self.group)
         # What ZeroMQ had of the one before stays with it, so that its connections do.
         if self._socket is not None:
             self._socket.close()
@@ -156,16 +158,16 @@ def _taken(number: int, path: Path) -> socket.socket:
 
 
 def prepare_directory(directory: Path, group: int | None = None) -> None:
-    """Makes it 0700, or checks that nobody else can put a socket in its place. Raises SettingsError.
+    """Makes it 0700, or checks that nobody else can put a socket in its place.
 
-    `group` may enter one that is made here, or is ours by its name.
+    `group` may enter one that is made here, or is ours by its name. Raises SettingsError, NotReady.
     """
     try:
         made = private.make(directory)
         peers.let_group_enter(directory, group, made)
         found = directory.stat()
     except OSError as error:
-        raise SettingsError(f"{FIELD}: {directory}: {error.strerror}", field=FIELD) from error
+        raise of_place(FIELD, str(directory), error) from error
     open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
     if found.st_uid not in (0, os.geteuid()) or open_to_others:
         raise SettingsError(

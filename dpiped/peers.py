@@ -40,6 +40,9 @@ def open_to_group(path: Path, group: int | None) -> None:
     if group is None:
         return
     try:
+        found = path.stat()
+        if (found.st_gid, stat.S_IMODE(found.st_mode)) == (group, 0o660):
+            return
         # In this order: with the old group the mode would be another group's.
         os.chown(path, -1, group)
         path.chmod(0o660)

@@ -63,13 +63,13 @@ def secure(directory: Path, field: str, keeps_modes: Callable[[Path], bool] = ke
     wrong = _wrong(directory)
     if wrong is None:
         return None
-    with contextlib.suppress(OSError):
-        directory.chmod(stat.S_IMODE(directory.stat().st_mode) & ~OTHERS_WRITE)
+    taken = _take_from_others(directory)
     wrong = _wrong(directory)
     if wrong is None:
         log.info("%s could be written to by others; not any more", directory)
         return None
-    if not keeps_modes(directory):
+    # A mode that was taken and is not there tells it, also where there is no room to try another one.
+    if (taken and _is_ours(directory.stat())) or not keeps_modes(directory):
         return (
             f"{field}: the file system of {directory} keeps no modes or owners, so other users of this "
             "machine could read and change the runs; that is no harm where there are none"
@@ -80,6 +80,15 @@ def secure(directory: Path, field: str, keeps_modes: Callable[[Path], bool] = ke
         hint=f"use a directory of your own with mode 0700, or: chown {os.geteuid()} {directory}; "
         f"chmod go-w {directory}",
     )
+
+
+def _take_from_others(directory: Path) -> bool:
+    """Did the file system say that it has taken their write access away?"""
+    try:
+        directory.chmod(stat.S_IMODE(directory.stat().st_mode) & ~OTHERS_WRITE)
+    except OSError:
+        return False
+    return True
 
 
 def open_above(directory: Path) -> Path | None:
@@ -94,8 +103,12 @@ def open_above(directory: Path) -> Path | None:
 def _wrong(directory: Path) -> str | None:
     """What lets others write: another owner, or the mode. The administrator may anyway."""
     found = directory.stat()
-    if found.st_uid not in (0, os.geteuid()):
+    if not _is_ours(found):
         return f"belongs to another user ({found.st_uid})"
     if found.st_mode & OTHERS_WRITE:
         return f"may be written to by others (mode {stat.S_IMODE(found.st_mode):04o})"
     return None
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return found.st_uid in (0, os.geteuid())

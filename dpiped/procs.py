@@ -107,13 +107,14 @@ def open_pidfd(who: Identity) -> int | None:
 
 
 def send(who: Identity, number: int) -> bool:
-    """Signals that process, never another one that has its pid. False if it is gone."""
+    """Signals that process, never another one that has its pid. False if it is gone, or another user's."""
     fd = open_pidfd(who)
     if fd is None:
         return False
     try:
         signal.pidfd_send_signal(fd, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
+        # As one may be that a training has started by sudo; the others are to be signalled all the same.
         return False
     finally:
         os.close(fd)

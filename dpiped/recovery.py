@@ -41,7 +41,7 @@ def sort_out(
             if rundir.read(runs / name, Concluded) is not None:
                 # The daemon before may have been killed right after it had written that.
                 rundir.tidy(runs / name)
-            elif found := _look_at(settings, runs / name, conclude):
+            elif found := _look_at(settings, runs / name, conclude, going_on):
                 alive.append(found)
         except (OSError, RunDamaged) as error:
             what = "is damaged" if isinstance(error, RunDamaged) else "can't be looked at"
@@ -108,7 +108,9 @@ def _hide_key(folder: Path) -> list[str]:
     return []
 
 
-def _look_at(settings: Settings, folder: Path, conclude: Recorder) -> LiveRun | None:
+def _look_at(
+    settings: Settings, folder: Path, conclude: Recorder, going_on: Callable[[], None]
+) -> LiveRun | None:
     spec = rundir.read(folder, Spec)
     if spec is None:
         raise RunDamaged("it has no spec.json", field="spec.json")
@@ -131,7 +133,7 @@ def _look_at(settings: Settings, folder: Path, conclude: Recorder) -> LiveRun | 
             return live
         live.find_files()
         live.hide_key(over=True)
-        conclude(folder, history.conclude_from_records(folder, spec))
+        conclude(folder, history.conclude_from_records(folder, spec, going_on))
     finally:
         os.close(claim)
     log.info("run %s ended while no daemon ran", spec.run)

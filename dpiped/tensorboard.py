@@ -106,7 +106,8 @@ class TensorBoard:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         settings = self._settings
-        files = str(limits.inherited_files())
+        # As many as the daemon: it keeps each event file open that it shows.
+        files = str(limits.raised_files())
         command = [sys.executable, "-m", "dpiped", "bound", str(os.getpid()), files, sys.executable]
         command += ["-m", "tensorboard.main", "--logdir", str(settings.tensorboard_root)]
         command += ["--host", settings.tensorboard_host, "--port", str(settings.tensorboard_port)]

@@ -16,7 +16,7 @@ import pytest
 from dpipectl.client import Failed
 from dpiped import messages, rundir
 from dpiped.rundir import Exit
-from tests.harness import Workspace, processes_of_run
+from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import TRAINERS, require, wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -70,6 +70,22 @@ def test_a_full_disk_keeps_the_outcome_of_a_run_that_is_stopped(small: Workspace
     small.start_daemon()
     assert small.status()["last_run"]["outcome"] == "stopped"
     assert [each["state"] for each in small.json("runs")] == ["stopped"]
+
+
+def test_a_daemon_that_a_full_disk_keeps_from_starting_is_tried_again(small: Workspace) -> None:
+    """Of a directory of another user it can't be told there whether that is harmless. No setting is wrong."""
+    small.end_daemon()
+    state = small.runs_dir.parent
+    os.chown(state, 65534, 65534)
+    mounted = str(state.parent)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=100", mounted], check=True)
+    with pytest.raises(OSError, match="No space left"):
+        for number in range(100):
+            (state.parent / str(number)).touch()
+    done = subprocess.run([str(BIN / "dpiped")], env=small.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "DIFFPIPE_STATE_DIR" in done.stderr and "No space left" in done.stderr
+    os.chown(state, 0, 0)
+    small.start_daemon()
 
 
 def test_a_full_disk_keeps_the_outcome_of_a_run_that_fails_of_it(small: Workspace) -> None:

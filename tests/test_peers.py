@@ -1,6 +1,7 @@
 """Who may use the socket, and which socket a client uses. As root: children become other users."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -19,6 +20,9 @@ import zmq
 from dpipectl import trust
 from dpiped import peers, private
 from dpiped.errors import SettingsError, Unreachable
+from dpiped.listening import Listening
+from dpiped.locks import Lock
+from dpiped.settings import ServiceManager
 from tests.harness import BIN, Workspace
 from tests.helpers import require, wait_until
 
@@ -267,6 +271,40 @@ def test_where_no_modes_are_kept_it_is_said(tmp_path: Path) -> None:
         private.secure(tmp_path, "DIFFPIPE_STATE_DIR")
     said = private.secure(tmp_path, "DIFFPIPE_STATE_DIR", keeps_modes=lambda _: False)
     assert said is not None and "keeps no modes" in said
+
+
+class Careless(type(Path())):  # type: ignore[misc]
+    """On a volume that takes every mode and keeps none."""
+
+    def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
+        """Nothing."""
+
+
+def no_room(_: Path) -> bool:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_where_no_modes_are_kept_a_full_disk_does_not_matter(tmp_path: Path) -> None:
+    """Or a daemon that crashes beside a training that has filled it would not come back."""
+    tmp_path.chmod(0o777)
+    said = private.secure(Careless(tmp_path), "DIFFPIPE_STATE_DIR", keeps_modes=no_room)
+    assert said is not None and "keeps no modes" in said
+
+
+def test_a_socket_that_was_handed_over_is_opened_to_the_group(tmp_path: Path) -> None:
+    """systemd gives it to the daemon's own group, with all that is in its RuntimeDirectory."""
+    path = tmp_path / "dpiped/d.sock"
+    path.parent.mkdir(mode=0o700)
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen()
+    path.chmod(0o660)
+    lock = Lock(path.with_name("lock"), "DIFFPIPE_SOCKET")
+    listening = Listening(path, lock, ServiceManager(listener=made.detach()), GROUP)
+    listening.open()
+    assert (mode(path), path.stat().st_gid) == (0o660, GROUP) and not listening.own
+    listening.close()
+    lock.release()
 
 
 def test_what_is_made_above_it_is_nobody_elses_either(tmp_path: Path) -> None:

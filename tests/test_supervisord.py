@@ -265,7 +265,10 @@ def test_the_whole_configuration_of_a_plain_machine(workspace: Workspace) -> Non
     shipped["program:dpipe-http"]["environment"] = environment.replace("7878", str(port))
     with conf.open("w") as file:
         shipped.write(file)
-    variables = {name: value for name, value in workspace.env.items() if name != "WORKSPACE_ROOT"}
+    # Neither these nor a login's directory: a container has none, and root's default is one of the machine.
+    unset = ("WORKSPACE_ROOT", "DIFFPIPE_SOCKET", "XDG_RUNTIME_DIR")
+    variables = {name: value for name, value in workspace.env.items() if name not in unset}
+    workspace.env["DIFFPIPE_SOCKET"] = str(root / "run/dpiped.sock")
     process = begin(conf, variables)
     try:
         state = partial(states, root / "supervisor.sock")

@@ -17,7 +17,7 @@ import pytest
 
 from dpiped import procs
 from dpiped.tensorboard import listeners
-from tests.harness import Workspace, processes_of_run
+from tests.harness import BIN, Workspace, processes_of_run
 from tests.helpers import require, wait_until
 
 pytestmark = pytest.mark.timeout(90)
@@ -77,8 +77,12 @@ def write_events(folder: Path, tag: str = "train/loss") -> None:
 def test_tensorboard_only_mode_is_ready_and_trains_nothing(board: Workspace) -> None:
     public = "https://pod.example.org/tensorboard/"
     keys = {"WANDB_API_KEY": "key-of-the-test", "HF_TOKEN": "token-of-the-test"}
-    board.start_daemon(DIFFPIPE_TENSORBOARD_URL=public, **keys)
+    limited = ("sh", "-c", f"ulimit -Sn 200; exec {BIN / 'dpiped'}")
+    daemon = board.start_daemon(*limited, DIFFPIPE_TENSORBOARD_URL=public, **keys)
     ready = until_ready(board)
+    # It keeps every event file open that it shows.
+    files = [psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE) for pid in (daemon.pid, child_pid(board))]
+    assert files[0] == files[1] and files[0][0] > 200
     environment = Path(f"/proc/{child_pid(board)}/environ").read_bytes()
     assert b"PATH=" in environment and b"-of-the-test" not in environment
     assert (ready["port"], ready["public_url"]) == (int(board.env["DIFFPIPE_PORT"]), public)
