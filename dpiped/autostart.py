@@ -138,7 +138,7 @@ def _settled(same: list[Past], spec: Spec) -> str | None:
     A run of it has completed, and none that was started after that has got as far as a checkpoint; or its
     newest one was stopped by a client, who would be surprised to see it go on when the daemon is reloaded.
     """
-    if same and same[0].requested:
+    if same and same[0].requested and same[0].concluded.outcome != "completed":
         return (
             f"run {same[0].run} of it was stopped by request; `dpipectl resume` goes on with it, "
             "`dpipectl start` begins anew"
@@ -168,6 +168,13 @@ def _go_on(settings: Settings, runs: Path, config: Path, last: Past, anew: Wante
     """From the newest whole checkpoint of that run; anew if there is none. Raises DpipedError."""
     why: str | None = "it ended before train.py made a directory"
     folder = history.train_directory(runs / last.run, last.spec)
+    if folder is None and last.had_begun:
+        return Decision(
+            None,
+            f"DIFFPIPE_CONFIG is not trained again: run {last.run} trained, and its directory below "
+            f"{last.spec.output_dir} was not found; `dpipectl start` begins anew, or goes on from a folder "
+            "with `-- --resume_from_checkpoint FOLDER`",
+        )
     if folder is not None:
         try:
             found = checkpoints.look(folder)

@@ -253,7 +253,8 @@ class Daemon:
                 for text in started.warnings:
                     self.supervisor.notice(f"run {started.run}: {text}")
         except (DpipedError, OSError) as error:
-            self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error}")
+            hint = f" ({error.hint})" if isinstance(error, DpipedError) and error.hint else ""
+            self.supervisor.notice(f"DIFFPIPE_CONFIG is not trained: {error}{hint}")
         await self.supervisor.changes.announce()
 
 

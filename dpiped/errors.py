@@ -30,6 +30,11 @@ PASSING = frozenset(
         errno.ESTALE,
         errno.ETIMEDOUT,
         errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
         errno.EMFILE,
         errno.ENFILE,
     )

@@ -45,8 +45,9 @@ class Listening:
         prepare_directory(self.path.parent, self.group)
         if self._socket is None or not self._is_reached():
             self._make()
-        # Also one that was handed over: RuntimeDirectory= has it given to the daemon's user and group.
-        peers.open_to_group(self.path, self.group)
+        else:
+            # RuntimeDirectory= has it given to the daemon's own group.
+            peers.open_to_group(self.path, self.group)
         self._file = self._found()
 
     def duplicate(self) -> int:
@@ -63,7 +64,6 @@ class Listening:
         prepare_directory(self.path.parent, self.group)
         self._lock.renew()
         self._make()
-        peers.open_to_group(self.path, self.group)
         self._file = self._found()
 
     def forget(self) -> None:
@@ -104,6 +104,7 @@ class Listening:
             raise of_place(FIELD, str(self.path), error) from error
         finally:
             os.umask(before)
+        peers.open_to_group(self.path, self.group)
         # What ZeroMQ had of the one before stays with it, so that its connections do.
         if self._socket is not None:
             self._socket.close()

@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 
 from dpiped import oldtoml, tomltext
-from dpiped.redaction import HIDDEN, USER_OF_ADDRESS
+from dpiped.redaction import HIDDEN
 from dpiped.settings import is_secret
 
 WRITTEN_ANEW = "# Written anew without its comments: a secret could not be hidden where it stood.\n"
@@ -35,6 +35,7 @@ _SAID = re.compile(
     r"""(?<![\w-])(?P<before>(?P<name>[\w-]++)["']?[ \t]*+[=:][ \t]*+["']*+)(?P<value>[^\s"'][^\n"']*+)"""
 )
 _LOOKS_SECRET = re.compile(r"(?<!\w)(?:[0-9a-fA-F]{40}|wandb_v\d_\w{20,}|hf_\w{20,})(?!\w)")
+_ADDRESS = re.compile(r"""(?<=://)[^\s/?\#"'<>]+(?=@)""")
 
 
 def mask(text: str) -> str:
@@ -72,4 +73,4 @@ def _said(found: re.Match[str]) -> str:
 
 
 def _without_password(text: str) -> str:
-    return USER_OF_ADDRESS.sub(HIDDEN, text)
+    return _ADDRESS.sub(HIDDEN, text)

@@ -138,7 +138,10 @@ def _despite(exit_: Exit | None, stop: StopAsked | None, said: Snapshot) -> str 
     if stop is not None:
         return f"it had completed; stopped by {stop.by} before its processes had ended"
     if exit_ is None:
-        return "it had completed; no exit record: the runner or the machine went down"
+        return (
+            "it had completed; no exit record: the runner or the machine went down, so look whether the last "
+            "files that it wrote are whole"
+        )
     if exit_.code is None and exit_.signal is None:
         return "its runner was killed, so nobody saw the exit code"
     return f"it had completed; after that, {_why_failed(exit_, said)}"

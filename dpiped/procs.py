@@ -107,14 +107,16 @@ def open_pidfd(who: Identity) -> int | None:
 
 
 def send(who: Identity, number: int) -> bool:
-    """Signals that process, never another one that has its pid. False if it is gone, or another user's."""
+    """Signals that process, never another one that has its pid. False if it is gone.
+
+    Raises PermissionError for one that is another user's, as one may be that a training has started by sudo.
+    """
     fd = open_pidfd(who)
     if fd is None:
         return False
     try:
         signal.pidfd_send_signal(fd, number)
-    except (ProcessLookupError, PermissionError):
-        # As one may be that a training has started by sudo; the others are to be signalled all the same.
+    except ProcessLookupError:
         return False
     finally:
         os.close(fd)
@@ -157,8 +159,19 @@ def marked(run: str) -> bool:
 
 
 def send_all(targets: Iterable[Identity], number: int) -> int:
-    """Signals each; the number that were reached."""
-    return sum(send(who, number) for who in targets)
+    """Signals each; the number that were reached.
+
+    Raises PermissionError where one may not be, once all others are.
+    """
+    reached, refused = 0, None
+    for who in targets:
+        try:
+            reached += send(who, number)
+        except PermissionError as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return reached
 
 
 def reap(who: Identity | None) -> None:

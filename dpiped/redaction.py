@@ -18,12 +18,10 @@ from typing import Any
 
 from dpiped import beneath, oldtoml, tomltext
 from dpiped.errors import InvalidInput
-from dpiped.settings import is_secret
+from dpiped.settings import holds_password, is_secret
 
 HIDDEN = "hidden-by-dpiped"
 """Stands for a secret's value in what is written down."""
-USER_OF_ADDRESS = re.compile(r"""(?<=://)[^\s/?\#"'<>]+(?=@)""")
-"""Whoever calls there, mostly with a password."""
 FIELD = "monitoring.wandb_api_key"
 KEY = re.compile(r"[A-Za-z0-9_.:+/=-]{8,256}")
 KEY_TAKES = "takes 8 to 256 letters, digits and _.:+/=-"
@@ -39,7 +37,7 @@ LARGEST = 1 << 21
 def shown(name: str, value: str) -> str:
     """What is written down of a variable."""
     # Hidden as a whole: a resume has to ask for it again, not go on with half of it.
-    return HIDDEN if value and (is_secret(name) or USER_OF_ADDRESS.search(value)) else value
+    return HIDDEN if value and (is_secret(name) or holds_password(value)) else value
 
 
 def key_in(data: dict[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -101,7 +102,7 @@ class _Run:
             return
         if self.told is not None:
             # When that came there may have been nobody yet to pass it on to.
-            procs.send_all(self._members(), self.told)
+            _signal(self._members(), self.told)
         try:
             self._record_launch(child.pid)
         except OSError as error:
@@ -118,7 +119,7 @@ class _Run:
     def _give_up(self, why: str) -> None:
         """Nobody could follow a training that is not recorded: it is ended before it has done anything."""
         while (left := self._members()) or _reap():
-            procs.send_all(left, signal.SIGKILL)
+            _signal(left, signal.SIGKILL)
             time.sleep(LOOK_EVERY)
             _reap()
         self._record(Exit(None, None, time.time(), error=why))
@@ -195,10 +196,10 @@ class _Run:
             now = time.monotonic()
             term_at, kill_at = self._deadlines(begun)
             if now >= kill_at:
-                procs.send_all(left, signal.SIGKILL)
+                _signal(left, signal.SIGKILL)
                 ended.update(left)
             elif now >= term_at:
-                procs.send_all([who for who in left if who not in termed], signal.SIGTERM)
+                _signal([who for who in left if who not in termed], signal.SIGTERM)
                 termed.update(left)
                 ended.update(left)
             time.sleep(LOOK_EVERY)
@@ -223,7 +224,7 @@ class _Run:
         """Somebody signalled the runner: the training is what they want to end."""
         if number != signal.SIGHUP:
             self.told = number
-            procs.send_all(self._members(), number)
+            _signal(self._members(), number)
 
 
 def _wait_for(pid: int) -> int:
@@ -243,3 +244,9 @@ def _reap() -> bool:
             return False
         if pid == 0:
             return True
+
+
+def _signal(targets: Iterable[Identity], number: int) -> None:
+    """Each that may be signalled; the daemon says it of one that may not."""
+    with contextlib.suppress(PermissionError):
+        procs.send_all(targets, number)

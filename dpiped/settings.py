@@ -324,8 +324,8 @@ def tensorboard_environment(env: Mapping[str, str] = os.environ) -> dict[str, st
 
 
 def without_secrets(env: Mapping[str, str]) -> dict[str, str]:
-    """Those whose names don't say that they are secret."""
-    return {name: value for name, value in env.items() if not is_secret(name)}
+    """Those whose names don't say that they are secret, and that hold no password."""
+    return {name: value for name, value in env.items() if not is_secret(name) and not holds_password(value)}
 
 
 def _passed(env: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
@@ -341,6 +341,13 @@ def is_secret(name: str) -> bool:
     import re
 
     return re.search(r"KEY|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL", name, re.IGNORECASE) is not None
+
+
+def holds_password(value: str) -> bool:
+    """Is it an address with a password or a token in it, a proxy's say? In ssh://git@host there is none."""
+    import re
+
+    return re.search(r"""https?://[^\s/?\#"'<>]+@|://[^\s/?\#"'<>:]*:[^\s/?\#"'<>]+@""", value) is not None
 
 
 def expand(text: str, env: Mapping[str, str] = os.environ) -> str:

@@ -34,10 +34,10 @@ class Told:
         self._nobody = 0
 
     def tell(self, members: Iterable[Identity]) -> None:
-        """Also those that were told before."""
-        for who in members:
-            procs.send(who, signal.SIGTERM)
-            self._told.add(who)
+        """Also those that were told before. Raises PermissionError where one may not be, at the end."""
+        told = list(members)
+        self._told.update(told)
+        procs.send_all(told, signal.SIGTERM)
 
     def tell_latecomers(self, members: Callable[[], list[Identity]]) -> None:
         """Those that nobody has told. Looks for them no more often than `LOOK_EVERY`."""
@@ -50,6 +50,9 @@ class Told:
         self.tell(who for who in living if who not in self._told and procs.parent_of(who) not in told)
 
     def kill(self, members: Iterable[Identity]) -> bool:
-        """SIGKILL to each. False once the runner has had the time to see that nobody is left."""
+        """SIGKILL to each. False once the runner has had the time to see that nobody is left.
+
+        Raises PermissionError where one may not be killed, once the others are.
+        """
         self._nobody = 0 if procs.send_all(members, signal.SIGKILL) else self._nobody + 1
         return self._nobody <= RUNNER_TAKES

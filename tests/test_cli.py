@@ -161,7 +161,7 @@ def kinds_of(base: type[DpipedError]) -> set[type[DpipedError]]:
 def test_every_error_that_a_request_can_meet_has_its_exit_code() -> None:
     codes = {kind.code for kind in kinds_of(DpipedError) if kind.__module__ == DpipedError.__module__}
     assert {"invalid", "unknown_run", "settings"} <= codes
-    assert codes - {"internal", "launch_failed", "already_owned"} <= set(cli.EXIT_CODES)
+    assert codes - {"internal", "launch_failed", "already_owned", "not_ready"} <= set(cli.EXIT_CODES)
     assert (cli.EXIT_CODES["unreachable"], cli.EXIT_CODES["refused"], cli.EXIT_CODES["invalid"]) == (3, 4, 5)
 
 

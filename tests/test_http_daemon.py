@@ -169,7 +169,7 @@ def test_long_polls_leave_room_for_a_stop(tmp_path: Path) -> None:
         for poll in refused:
             with pytest.raises(Failed, match="too many requests"):
                 await poll
-        stopping = asyncio.create_task(daemon.ask(messages.Stop(), messages.Stopping))
+        stopping = asyncio.create_task(daemon.ask(messages.Stop(), messages.Stopping, 30.0))
         reply = messages.encode(messages.Stopping("a run", "term", "detail"))
         while not stopping.done():
             while router.poll(0):

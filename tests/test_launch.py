@@ -307,18 +307,20 @@ def test_secrets_are_hidden_in_the_record_but_given_to_the_training(machine: Mac
         "DB_PASSWORD": "k4",
         "AWS_CREDENTIALS": "k5",
         "https_proxy": "http://me:k6@proxy:3128",
+        "MIRROR": "https://k7@host/models",
     }
     shown = {
         "NCCL_DEBUG": "INFO",
         "TOKENIZERS_PARALLELISM": "false",
         "NO_TOKEN": "",
         "http_proxy": "http://proxy:3128",
+        "GIT": "ssh://git@host/a:b@c",
     }
     plan = machine.plan(wanted=Wanted(machine.config, env=env | shown))
     assert plan.spec.env == dict.fromkeys(env, "hidden-by-dpiped") | shown
     assert {name: plan.environment[name] for name in env} == env
     written = msgspec.json.encode(plan.spec) + b"".join(plan.files.values())
-    assert not [secret for secret in ("k1", "k2", "k3", "k4", "k5", "k6") if secret.encode() in written]
+    assert not [secret for secret in ("k1", "k2", "k3", "k4", "k5", "k6", "k7") if secret.encode() in written]
 
 
 def test_the_environment_is_marked_and_finds_the_launchers_python(

@@ -50,6 +50,22 @@ os.setgroups([]), os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 
 print(procs.look(1), procs.identify(mine.pid).pid == mine.pid)
 mine.kill()
 """
+ANOTHERS = """
+import os, signal, subprocess, sys
+from dpiped import procs
+theirs = subprocess.Popen(["sleep", "60"])
+mine = subprocess.Popen(["sleep", "60"], user=65534, group=65534)
+known = [procs.identify(each.pid) for each in (theirs, mine)]
+if os.fork() == 0:
+    os.setgroups([]), os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 65534)
+    try:
+        procs.send_all(known, signal.SIGKILL)
+    except PermissionError:
+        os._exit(7)
+    os._exit(8)
+print(os.waitstatus_to_exitcode(os.wait()[1]), os.waitstatus_to_exitcode(os.wait()[1]), theirs.poll())
+theirs.kill()
+"""
 HIDE = 'mount -t proc -o hidepid=1 proc /proc && "$@"; exit $?'
 
 
@@ -293,3 +309,12 @@ def test_other_users_processes_that_may_not_be_seen_are_passed_over() -> None:
         cwd="/",
     )
     assert (done.returncode, done.stdout) == (0, "None True\n"), done.stderr
+
+
+def test_one_that_may_not_be_signalled_keeps_no_other_from_it() -> None:
+    """A rank that was started by sudo, say."""
+    require(os.geteuid() == 0, "only root can become another user")
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHERS], capture_output=True, text=True, timeout=60, check=False, cwd="/"
+    )
+    assert done.returncode == 0 and sorted(done.stdout.split()) == ["-9", "7", "None"], done.stderr

@@ -262,6 +262,9 @@ def test_how_it_decides(workspace: Workspace) -> None:
     past.add("completed")
     past.add("failed")
     assert past.decide()[0] is None and "has completed" in past.decide()[1]
+    # It had completed, and somebody had no time for its end.
+    past.add("completed", by="request")
+    assert past.decide()[0] is None and "has completed" in past.decide()[1]
 
 
 def test_a_run_that_was_started_after_one_that_completed_goes_on(workspace: Workspace) -> None:
@@ -286,6 +289,10 @@ def test_a_directory_that_is_gone_is_no_reason_to_begin_anew(workspace: Workspac
     assert where is None and f"{past.train_dir}, where run {run} wrote its checkpoints, is gone" in said
     make_checkpoint(past.train_dir, "global_step10")
     assert past.decide()[0] == past.train_dir.name
+    # Nor is one that was never found.
+    run = past.add("unknown", step=3)
+    where, said = past.decide()
+    assert where is None and f"run {run} trained, and its directory below" in said
 
 
 def test_a_checkpoint_that_was_announced_only_does_not_count(workspace: Workspace) -> None:

@@ -250,9 +250,11 @@ def test_a_wrong_setting_costs_no_training(systemd: Systemd, name: str, value: s
     run = start_run(systemd)
     pid, processes = workspace.status()["run"]["pid"], processes_of_run(run)
     systemd.write_environment(**{name: value})
+    before = systemd.log_text().count(said)
     systemd.kill(signal.SIGKILL)
     wait_until(lambda: systemd.state("dpiped.service") == "failed/failed", "it is not tried again")
-    assert systemd.show("dpiped.service", "ExecMainStatus") == ["78"] and said in systemd.log_text()
+    assert systemd.show("dpiped.service", "ExecMainStatus") == ["78"]
+    assert systemd.log_text().count(said) == before + 1
     wait_until(lambda: systemd.state("dpiped-finish.service") == "inactive/dead", "nothing is finished")
     assert processes_of_run(run) == processes != []
     systemd.write_environment()

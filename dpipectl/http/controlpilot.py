@@ -135,7 +135,12 @@ async def _until_ended(daemon: Daemon, run: str, seconds: float) -> messages.Run
         except Unreachable:
             # A daemon that is being restarted goes on with the stop.
             await asyncio.sleep(min(wait, 0.2))
-        except (DpipedError, Failed) as error:
+        except Failed as error:
+            # It goes on with the stop, too.
+            if error.error.code != "busy":
+                raise answers.of_error(error) from error
+            await asyncio.sleep(min(wait, 0.2))
+        except DpipedError as error:
             raise answers.of_error(error) from error
         if time.monotonic() >= until:
             return None

@@ -40,7 +40,7 @@ NO_RETRY = 1_000_000_000
 PENDING_LIMIT = 1024
 """Requests that wait for the daemon at once; it takes four times as many, from all its clients."""
 LONG_LIMIT = PENDING_LIMIT * 7 // 8
-"""Those of them that the daemon may take its time for: a stop or a start still finds its place."""
+"""Those of them that only wait for something to happen: a stop or a start still finds its place."""
 
 
 WENT_AWAY = "dpiped went away before it answered"
@@ -67,13 +67,14 @@ class Daemon:
 
     async def ask(self, request: AnyRequest, kind: type[_R], wait: float = 0.0) -> _R:
         """The reply, which is of that kind. `wait` is how long the daemon itself may take (seconds)."""
-        if wait and self._long >= LONG_LIMIT:
+        long = wait > 0 and not isinstance(request, CHANGES)
+        if long and self._long >= LONG_LIMIT:
             raise _busy()
-        self._long += bool(wait)
+        self._long += long
         try:
             reply = self._decoded(await self._twice(request, wait + MARGIN if wait else TIMEOUT))
         finally:
-            self._long -= bool(wait)
+            self._long -= long
         assert isinstance(reply, kind), f"{type(request).__name__} was answered with {type(reply).__name__}"
         return reply
 
