@@ -23,7 +23,9 @@ PORT = "--master_port"
 RESET_OPTIMIZER = "--reset_optimizer"
 OURS = frozenset(("--config", "--local_rank"))
 """Given by the daemon or the launcher; a second one would win."""
-LASTING = frozenset(("--trust_cache", "--i_know_what_i_am_doing"))
+TRUST_CACHE = "--trust_cache"
+KNOWING = "--i_know_what_i_am_doing"
+LASTING = frozenset((TRUST_CACHE, KNOWING))
 """What holds for a run that goes on as well; the others are meant once."""
 TAKES_A_PATH = frozenset(("--dump_dataset", "--deepspeed_config", "--deepscale_config"))
 WITHOUT_COMPLETION = frozenset(("--cache_only", "--dump_dataset", "--test_sample"))
@@ -61,6 +63,9 @@ def read(args: tuple[str, ...]) -> Arguments:
             raise InvalidInput(f"{word} can't be given to train.py: dpiped sets it", field=FIELD)
         if word == RESUME:
             resume = queue.pop(0) if queue and not queue[0].startswith("-") else True
+            if resume == "":
+                # A variable that is not set; not to resume would be to begin anew.
+                raise InvalidInput(f"{RESUME} takes a folder's name, or nothing at all", field=FIELD)
         elif word == PORT:
             port = _port(queue.pop(0) if queue else "")
         else:

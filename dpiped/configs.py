@@ -119,10 +119,10 @@ def check(source: Source, roots: Sequence[Path], base: Path) -> Config:
     _check_numbers(data)
     output_dir = paths.confine(_string(data, "output_dir"), "output_dir", roots, start)
     for table in ("model", "adapter"):
-        for field, value in _path_values(data.get(table), table):
+        for field, value in path_values(data.get(table), table):
             paths.confine(value, field, roots, start)
     datasets = {
-        name: _check_dataset(_dataset(source, name, field, roots, start), name, roots, start)
+        name: _check_dataset(source, name, _dataset(source, name, field, roots, start), roots, start)
         for field, name in (("dataset", _string(data, "dataset")), *_eval_datasets(data))
     }
     digest = hashlib.sha256(b"\0".join((source.text.encode(), *datasets.values()))).hexdigest()
@@ -158,6 +158,7 @@ def snapshot(config: Config, run: str, run_dir: Path, key: str | None = None) ->
             field="dataset",
             hint='write them as plain strings, for instance dataset = "/workspace/configs/dataset.toml"',
         )
+    _refuse_misread(text, config.model_type, config.source, "config")
     if config.wandb and key:
         text = redaction.insert(text, key)
     files = {file: config.datasets[name] for name, file in names.items()}
@@ -257,29 +258,42 @@ def _dataset(
     return _read(path, "dataset")
 
 
+def _refuse_misread(text: str, model_type: str, path: Path | str, field: str) -> None:
+    """The embedded trainer reads TOML as it is meant."""
+    wrong = oldtoml.misreading(text) if model_type != EMBEDDED_TYPE else None
+    if wrong is not None:
+        raise InvalidInput(
+            f"{field}: in {path}, {wrong} by the `toml` package, with which train.py reads it",
+            field=field,
+            hint="write lists of tables as [[blocks]], lists with numbers of one kind ([1.0, 0.99]), and "
+            "quotes and apostrophes in no inline table",
+        )
+
+
 def _check_dataset(
-    read_from: tuple[str, dict[str, Any]], name: str, roots: Sequence[Path], base: Path | None
+    source: Source, name: str, read_from: tuple[str, dict[str, Any]], roots: Sequence[Path], base: Path | None
 ) -> bytes:
     text, data = read_from
+    _refuse_misread(text, source.model_type, name, "dataset")
     directories = data.get("directory")
     if not isinstance(directories, list) or not directories:
         raise InvalidInput(f"{name} has no [[directory]]", field="dataset.directory")
     for index, directory in enumerate(directories):
-        for field, value in _path_values(directory, f"dataset.directory[{index}]"):
+        for field, value in path_values(directory, f"dataset.directory[{index}]"):
             if not paths.confine(value, field, roots, base).exists():
                 raise InvalidInput(f"{field}: there is no {value}", field=field)
     return text.encode()
 
 
-def _path_values(value: Any, field: str) -> Iterator[tuple[str, str]]:
+def path_values(value: Any, field: str) -> Iterator[tuple[str, str]]:
     """Every string that stands below a key that names a path, with its dotted field."""
     if isinstance(value, dict):
         for key, inner in value.items():
             named = key in PATH_KEYS or key.endswith("_path")
-            yield from (_strings if named else _path_values)(inner, f"{field}.{key}")
+            yield from (_strings if named else path_values)(inner, f"{field}.{key}")
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _path_values(inner, f"{field}[{index}]")
+            yield from path_values(inner, f"{field}[{index}]")
 
 
 def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
@@ -289,7 +303,7 @@ def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
         for index, inner in enumerate(value):
             yield from _strings(inner, f"{field}[{index}]")
     elif isinstance(value, dict):
-        yield from _path_values(value, field)
+        yield from path_values(value, field)
 
 
 def _repointed(data: dict[str, Any], moved: dict[str, str]) -> dict[str, Any]:

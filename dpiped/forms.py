@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from dpiped import form_lists, oldtoml, redaction
+from dpiped import arguments, form_lists, oldtoml, redaction
 from dpiped.form import Form
 from dpiped.form_paths import MODELS
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML
@@ -37,8 +37,6 @@ MISREAD = (
     "takes a text that train.py's TOML reader reads back unchanged; "
     "not a lone quotation mark, nor one that begins with two"
 )
-MANY = "--i_know_what_i_am_doing"
-"""train.py's flag that lets it take more."""
 TOKENS = ("optimizer_type", "dtype", "save_dtype", "video_clip_mode", "partition_method")
 FIELD_OF = {
     "output_dir": "output_dir",
@@ -85,7 +83,9 @@ def check(form: Form, num_gpus: int, key: str | None, many: bool = False) -> Lis
         ratios=form_lists.ratios(found, form.ar_buckets),
     )
     if len(lists.resolutions) > MOST_RESOLUTIONS and not many:
-        found.add("resolutions_input", f"takes at most {MOST_RESOLUTIONS} (or train.py with {MANY})")
+        found.add(
+            "resolutions_input", f"takes at most {MOST_RESOLUTIONS} (or train.py with {arguments.KNOWING})"
+        )
     _check_tokens(found, form)
     if form.min_ar > form.max_ar:
         found.add("max_ar", f"takes a number from min_ar ({form.min_ar:g}) on, not {form.max_ar:g}")

@@ -31,6 +31,7 @@ from dpiped import (
     checkpoints,
     configs,
     forms,
+    late,
     paths,
     readying,
     redaction,
@@ -55,6 +56,9 @@ PORTS = range(20000, 32000)
 """Below Linux's ephemeral range, so that no outgoing connection takes the port meanwhile."""
 _ID = re.compile(r"\d{8}-\d{6}-\d{3}[0-9a-f]{4}", re.ASCII)
 _SECONDS = "%Y%m%d-%H%M%S"
+
+
+OF_A_FORM = {"dataset.directory[0].path": "dataset_path", "optimizer.betas": "betas"}
 
 
 class Plan(Struct, frozen=True):
@@ -96,6 +100,7 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     num_gpus = wanted.gpus(settings)
     _check_stages(config, num_gpus)
     asked = arguments.read(wanted.args)
+    doubts = _late(config, asked.words, train_py.parent, wanted)
     for path in asked.paths:
         paths.confine(str(path), arguments.FIELD, roots, train_py.parent)
     in_form = wanted.form.resume_from_checkpoint if wanted.form else False
@@ -133,7 +138,7 @@ def make(settings: Settings, wanted: Wanted) -> Plan:
     if same := _same_config(settings, source.path, wanted.origin):
         spec = replace(spec, source=same.source, digest=same.digest, form=same.form)
     files = configs.snapshot(config, run, run_dir, _key(config, source.key, environment))
-    warnings = (*setup.warnings, *(resume.warnings if resume else ()))
+    warnings = (*setup.warnings, *doubts, *(resume.warnings if resume else ()))
     return Plan(spec, files, environment, run_dir, setup.publish, warnings, resume)
 
 
@@ -242,6 +247,17 @@ def _find_launcher(settings: Settings) -> Path:
         field="DEEPSPEED_BIN",
         hint=f"looked for {', '.join(candidates)}; install deepspeed, or set DEEPSPEED_BIN to an executable",
     )
+
+
+def _late(config: Config, words: tuple[str, ...], base: Path, wanted: Wanted) -> tuple[str, ...]:
+    """`late.check`; of a form, the field is the form's."""
+    form = wanted.form or (wanted.origin.form if wanted.origin else None)
+    try:
+        return late.check(config, words, base, of_a_form=form is not None)
+    except InvalidInput as error:
+        if wanted.form is not None and error.field is not None:
+            error.field = OF_A_FORM.get(error.field, error.field)
+        raise
 
 
 def _check_stages(config: Config, num_gpus: int) -> None:

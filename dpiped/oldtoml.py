@@ -6,7 +6,10 @@ written keeps to the part that it reads well (no inline tables, every special ch
 then read back with that very package and compared. What does not come back as it was is refused, never
 trained.
 
-Known gap: nested tables below [[arrays of tables]] are not written; no config of ours has one.
+A config that a user wrote is launched as it stands, so it is read with that package as well (`misreading`).
+
+Known gap: nested tables below [[arrays of tables]] are not written; no config of ours has one. What is
+misread in a user's config of more than 256 KiB is not found.
 """
 
 import re
@@ -19,6 +22,8 @@ import tomli_w
 
 from dpiped import tomltext
 
+LONGEST = 256 << 10
+"""Characters of a config that is read with the package to see what it makes of it."""
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _PLAIN = re.compile(r"[A-Za-z0-9/_.:+@%~ -]")
 _FIRST_SAFE = "\u00a1"
@@ -50,6 +55,21 @@ def says(text: str, data: dict[str, Any]) -> bool:
         return False
 
 
+def misreading(text: str) -> str | None:
+    """Where the package reads this TOML otherwise than it is meant, or why not at all. None if it reads it.
+
+    Nothing is said of a text that is longer than `LONGEST`, since the package may take minutes for it.
+    """
+    if len(text) > LONGEST:
+        return None
+    try:
+        read = _plain(toml.loads(text))
+    except Exception as error:  # noqa: BLE001 - whatever it stumbles over, train.py would as well
+        return f"can't be read: {error}"
+    found = _difference(_plain(tomltext.loads(text)), read)
+    return f"{found} is read as something else" if found is not None else None
+
+
 def quoted(text: str) -> str:
     """The string as `write` writes it."""
     return f'"{"".join(map(_character, text))}"'
@@ -62,6 +82,24 @@ def _reads(data: dict[str, Any]) -> bool:
     except (toml.TomlDecodeError, IndexError, ValueError):
         return False
     return repr(_plain(read)) == repr(_plain(data))
+
+
+def _difference(meant: Any, read: Any, key: str = "") -> str | None:
+    """The first key, dotted, of which two values differ; "" for the whole. A number is what it counts."""
+    if isinstance(meant, dict) and isinstance(read, dict):
+        for name in meant.keys() | read.keys():
+            inner = f"{key}.{name}" if key else name
+            if name not in meant or name not in read:
+                return inner
+            if (found := _difference(meant[name], read[name], inner)) is not None:
+                return found
+        return None
+    if isinstance(meant, list) and isinstance(read, list) and len(meant) == len(read):
+        pairs = enumerate(zip(meant, read, strict=True))
+        return next(filter(None, (_difference(*pair, f"{key}[{index}]") for index, pair in pairs)), None)
+    # The sign of -0.0 is lost, and nan is not equal to itself.
+    same = type(meant) is type(read) and (meant == read or repr(meant) == repr(read))
+    return None if same else key
 
 
 def _plain(value: Any) -> Any:

@@ -70,10 +70,16 @@ def plan(runs: Path, request: messages.Resume) -> Wanted:
 
 
 def trace(runs: Path, plan: Plan) -> Traced:
-    """Finds the run, if it is not named, and compares. What hinders the comparison becomes a warning."""
+    """Finds the run, if it is not named, and compares. What hinders the comparison becomes a warning.
+
+    Raises InvalidInput where the last run in that folder has completed and nothing more is asked for.
+    """
     if plan.resume is None:
         return Traced(plan)
-    origin = plan.spec.resumed_from or last_writer(runs, plan.resume.train_dir)
+    last = last_writer(runs, plan.resume.train_dir)
+    if last is not None:
+        _refuse_to_train_past_the_end(runs, last, plan.spec)
+    origin = plan.spec.resumed_from or last
     if origin is None:
         return Traced(plan)
     plan = replace(plan, spec=replace(plan.spec, resumed_from=origin))
@@ -82,6 +88,23 @@ def trace(runs: Path, plan: Plan) -> Traced:
     except (RunDamaged, InvalidInput) as error:
         text = f"what is different from run {origin} is not known: {error.field} can't be read"
         return Traced(replace(plan, warnings=(*plan.warnings, text)))
+
+
+def _refuse_to_train_past_the_end(runs: Path, last: str, spec: Spec) -> None:
+    """train.py looks at its limit at an epoch's end only: one more would be trained, over the saved model."""
+    try:
+        before, concluded = rundir.read(runs / last, Spec), rundir.read(runs / last, Concluded)
+    except RunDamaged:
+        return
+    if before is None or concluded is None or concluded.outcome != "completed" or not before.completes:
+        return
+    if (spec.epochs or 0) <= (before.epochs or 0) and spec.max_steps == before.max_steps:
+        raise InvalidInput(
+            f"run {last}, which wrote to {Path(spec.train_dir or '').name} last, has completed; with no more "
+            "epochs it would be trained past its end",
+            field="epochs",
+            hint=f"it had epochs = {before.epochs}; give more, or start anew",
+        )
 
 
 def last_writer(runs: Path, train_dir: Path) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from dpiped import configs, form_paths, forms, paths, tomltext
+from dpiped import arguments, configs, form_paths, forms, paths, tomltext
 from dpiped.configs import Source
 from dpiped.form import Form
 from dpiped.rundir import DATASET_TOML, TRAINING_TOML, Spec
@@ -72,10 +72,14 @@ def find(settings: Settings, wanted: Wanted) -> Setup:
 
 
 def check_form(settings: Settings, wanted: Wanted) -> forms.Lists:
-    """All that is wrong with the form itself, without a look at its paths. Raises InvalidForm."""
+    """All that is wrong with the form itself, without a look at its paths. Raises InvalidForm.
+
+    Raises InvalidInput for what is wrong with the arguments.
+    """
     assert wanted.form is not None
+    knowing = arguments.KNOWING in arguments.read(wanted.args).words
     key = (training_environment(settings) | wanted.env).get(WANDB_KEY)
-    return forms.check(wanted.form, wanted.gpus(settings), key, many=forms.MANY in wanted.args)
+    return forms.check(wanted.form, wanted.gpus(settings), key, many=knowing)
 
 
 def make_files(settings: Settings, wanted: Wanted) -> forms.Files:

@@ -57,6 +57,8 @@ class Workspace:
         self.root = Path(tempfile.mkdtemp(prefix="dpiped-"))
         for name in ("configs", "datasets/set", "outputs"):
             (self.root / name).mkdir(parents=True)
+        # The scripted trainer does not look at it, but dpiped does.
+        (self.root / "datasets/set/picture.png").touch()
         launcher = self.root / "bin/deepspeed"
         launcher.parent.mkdir()
         launcher.write_text(f"#!{sys.executable}\n{(TRAINERS / 'launcher.py').read_text()}")
@@ -92,7 +94,9 @@ class Workspace:
         path = self.root / f"configs/{name}.toml"
         path.write_text(
             f'output_dir = "{self.root}/outputs"\ndataset = "{data}"\nepochs = 1\nsave_every_n_epochs = 1\n'
-            '[model]\ntype = "scripted"\n[script]\n' + "\n".join(lines) + "\n"
+            '[model]\ntype = "scripted"\ndtype = "bfloat16"\n[optimizer]\ntype = "adamw"\n[script]\n'
+            + "\n".join(lines)
+            + "\n"
         )
         return path
 

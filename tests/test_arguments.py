@@ -48,6 +48,8 @@ def test_flags_are_spelled_out_and_taken_apart(args: tuple[str, ...], found: Arg
         (("--dump_dataset",), "--dump_dataset"),
         (("--dump_dataset", "--x"), "--dump_dataset"),
         (("--resume=",), "--resume"),
+        # A variable that was not set: the run would begin at zero.
+        (("--resume_from_checkpoint", ""), "--resume"),
     ],
 )
 def test_what_would_train_something_else_is_refused(args: tuple[str, ...], named: str) -> None:

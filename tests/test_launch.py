@@ -28,6 +28,7 @@ class Machine:
         for folder in (self.app, self.repo, root / "images", root / "bin"):
             folder.mkdir(parents=True)
         (self.app / "train.py").touch()
+        (root / "images/picture.png").touch()
         self.launcher = root / "bin/deepspeed"
         self.launcher.write_text("#!/bin/sh\n")
         self.launcher.chmod(0o755)
@@ -49,7 +50,7 @@ class Machine:
         path = self.root / name
         path.write_text(
             f"output_dir = '{self.out}'\ndataset = '{self.dataset}'\nepochs = 3\nsave_every_n_epochs = 1\n"
-            f"{more}\n[model]\ntype = '{kind}'\n"
+            f"{more}\n[model]\ntype = '{kind}'\n[optimizer]\ntype = 'adamw'\n"
         )
         return path
 

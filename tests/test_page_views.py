@@ -278,6 +278,7 @@ def test_script_in_a_log_a_caption_or_a_name_is_text(browser: Browser) -> None:
         shim = Shim(workspace)
         data = workspace.root / "datasets/<img src=x onerror=alert(1)>"
         data.mkdir()
+        (data / "picture.png").touch()
         form = with_models(shim, wandb_run_name=HOSTILE, dataset_path=str(data))
         status, answer = shim.post("/train/start", form)
         assert status == 200, answer

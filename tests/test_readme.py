@@ -26,6 +26,7 @@ def test_the_curl_lines_work_as_printed(workspace: Workspace) -> None:
     assert form is not None
     (root / "form.json").write_text(form[1])
     (root / "datasets/cats").mkdir()
+    (root / "datasets/cats/cat.png").touch()
     for line in lines:
         asked = line.replace("http://127.0.0.1:7878", shim.base).replace("seconds=10", "seconds=1")
         command = f"{asked} -w '\\n%{{http_code}}'"

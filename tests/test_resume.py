@@ -71,6 +71,29 @@ def test_the_older_whole_checkpoint_is_used_and_said(dpiped: Workspace) -> None:
     assert dpiped.until_ended(again["run"])["train_dir"] == str(train_dir)
 
 
+def test_what_has_completed_is_not_trained_past_its_end(dpiped: Workspace) -> None:
+    """In whatever way it is asked for; train.py would do it, and save another model."""
+    run, train_dir, _ = saved(dpiped, times=1)
+    dpiped.go.touch()
+    again = dpiped.json("resume")["run"]
+    assert dpiped.until_ended(again)["outcome"] == "completed"
+    config = str(dpiped.config(steps=30))
+    flag = "--resume_from_checkpoint"
+    for words in (
+        ("resume", run),
+        ("resume", again, "--config", config),
+        ("start", "--config", config, "--", flag),
+        ("start", "--config", config, "--", flag, train_dir.name),
+    ):
+        error = dpiped.json(*words, code=5)["error"]
+        assert (
+            error["field"] == "epochs" and f"run {again}, which wrote to {train_dir.name}" in error["message"]
+        )
+    longer = dpiped.config(steps=30, name="longer")
+    longer.write_text(longer.read_text().replace("epochs = 1\n", "epochs = 2\n", 1))
+    assert dpiped.json("resume", run, "--config", str(longer))["resumed_from"] == run
+
+
 def test_every_way_to_resume_takes_the_older_one(shim: Shim) -> None:
     """By flag, by key, by form over HTTP, and by `true`."""
     workspace = shim.workspace
