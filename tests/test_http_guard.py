@@ -177,9 +177,10 @@ def test_logging_in_sets_a_cookie_that_no_script_reads(locked_shim: Shim) -> Non
         assert TOKEN not in cookie
         assert browser.get("/status").status_code == 200
         # Other programs on this host have cookies as well, and not all are well formed.
-        session = browser.cookies[guard.COOKIE]
+        name = guard.cookie_name(TOKEN)
+        session = browser.cookies[name]
         for odd in ('theme={"a":"b"}', "flag", "path=/x", "k[a]=1", "x=\u00e9"):
-            given = f"{odd}; {guard.COOKIE}={session}".encode()
+            given = f"{odd}; {name}={session}".encode()
             assert (
                 httpx.get(f"{locked_shim.base}/dpipe/status", headers=[(b"cookie", given)]).status_code == 200
             )
@@ -190,6 +191,19 @@ def test_logging_in_sets_a_cookie_that_no_script_reads(locked_shim: Shim) -> Non
         assert browser.post("/train/stop", headers={"origin": "https://evil.example"}).status_code == 403
         assert browser.post("/logout").status_code == 204
         assert browser.get("/status").status_code == 401
+
+
+def test_two_on_one_host_do_not_log_each_other_out(locked_shim: Shim) -> None:
+    """A browser sends its cookies to every port of a host."""
+    other = Shim(locked_shim.workspace, DIFFPIPE_HTTP_TOKEN=TOKEN[::-1])
+    with httpx.Client(trust_env=False) as browser:
+        for shim, token in ((locked_shim, TOKEN), (other, TOKEN[::-1])):
+            assert browser.post(f"{shim.base}/dpipe/login", json={"token": token}).status_code == 204
+        for shim in (locked_shim, other):
+            assert browser.get(f"{shim.base}/dpipe/status").status_code == 200
+        assert browser.post(f"{other.base}/dpipe/logout").status_code == 204
+        assert browser.get(f"{other.base}/dpipe/status").status_code == 401
+        assert browser.get(f"{locked_shim.base}/dpipe/status").status_code == 200
 
 
 def test_a_session_is_of_its_token_and_has_an_end() -> None:

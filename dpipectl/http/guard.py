@@ -93,7 +93,7 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return equal(given.strip(), token)
-        return is_session(_cookie(headers), token, time.time)
+        return is_session(_cookie(headers, token), token, time.time)
 
     def _is_open(self, path: str) -> bool:
         return path in self._open or (self._open_folder is not None and path.startswith(self._open_folder))
@@ -138,6 +138,11 @@ def equal(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), token.encode())
 
 
+def cookie_name(token: str) -> str:
+    """All ports of a host share their cookies: another dpiped there has its own token, and its own cookie."""
+    return f"{COOKIE}_{hmac.new(token.encode(), b'dpiped cookie', hashlib.sha256).hexdigest()[:8]}"
+
+
 def new_session(token: str, now: Callable[[], float]) -> str:
     """A cookie's value."""
     made = str(int(now()))
@@ -156,6 +161,5 @@ def _signature(made: str, token: str) -> str:
     return hmac.new(token.encode(), f"dpiped session {made}".encode(), hashlib.sha256).hexdigest()
 
 
-def _cookie(headers: Headers) -> str:
-    """Cookies are shared by all ports of a host, so there may be any other beside it."""
-    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+def _cookie(headers: Headers, token: str) -> str:
+    return cookie_parser(headers.get("cookie", "")).get(cookie_name(token), "")

@@ -31,7 +31,7 @@ async def login(request: Request) -> Response:
     answer = Response(status_code=204)
     if policy.token is not None:
         answer.set_cookie(
-            guard.COOKIE,
+            guard.cookie_name(policy.token),
             guard.new_session(policy.token, time.time),
             max_age=guard.SESSION_SECONDS,
             path="/",
@@ -44,7 +44,9 @@ async def login(request: Request) -> Response:
 
 async def logout(request: Request) -> Response:
     """Makes the browser forget the cookie."""
-    del request
+    policy: guard.Policy = request.app.state.policy
     answer = Response(status_code=204)
-    answer.delete_cookie(guard.COOKIE, path="/", httponly=True, samesite="strict")
+    if policy.token is not None:
+        name = guard.cookie_name(policy.token)
+        answer.delete_cookie(name, path="/", httponly=True, samesite="strict")
     return answer
