@@ -20,6 +20,7 @@ from dpiped.errors import InvalidInput
 FIELD = "args"
 RESUME = "--resume_from_checkpoint"
 PORT = "--master_port"
+RESET_DATALOADER = "--reset_dataloader"
 RESET_OPTIMIZER = "--reset_optimizer"
 OURS = frozenset(("--config", "--local_rank"))
 """Given by the daemon or the launcher; a second one would win."""

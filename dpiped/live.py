@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dpiped import checkpoints, clocks, events, limits, logs, messages, procs, redaction, rundir
+from dpiped import arguments, checkpoints, clocks, events, limits, logs, messages, procs, redaction, rundir
 from dpiped.curve import PIECE, Curve
 from dpiped.errors import InvalidInput
 from dpiped.outcome import failing, hang
@@ -46,7 +46,7 @@ class LiveRun:
         self.spec = spec
         self.id = spec.run
         self.folder = settings.state_dir / "runs" / spec.run
-        self.progress = Progress()
+        self.progress = Progress(anew=arguments.RESET_DATALOADER in spec.args)
         self.ring = logs.Ring(settings.log_lines, settings.log_bytes)
         self.curve = Curve()
         self.launched: Launched | None = None
@@ -311,9 +311,11 @@ class LiveRun:
 
 
 def total_steps(spec: Spec, said: Snapshot) -> int | None:
-    """The step at which the training will end, once that can be known."""
-    by_epochs = spec.epochs * said.steps_per_epoch if spec.epochs and said.steps_per_epoch else None
-    return min((n for n in (by_epochs, spec.max_steps) if n is not None), default=None)
+    """The step at which the training will end, once that can be known; never one that it has passed."""
+    by_epochs = said.steps_of(spec.epochs) if spec.epochs else None
+    total = min((n for n in (by_epochs, spec.max_steps) if n is not None), default=None)
+    # A resume may do a step too many, and one at `max_steps` goes beyond it.
+    return None if total is None else max(total, said.step or 0)
 
 
 def diverged(said: Snapshot) -> str | None:

@@ -9,7 +9,7 @@ Both streams go to one file, so a mark may stand behind an unfinished progress b
 unanchored, and `\\r` ends a piece of text just as `\\n` does.
 
 Known gap: total steps are never printed. They are known once `max_steps` is set or the first epoch
-has ended; before that `steps_per_epoch` is None.
+has ended; before that `steps_per_epoch` is None (`epochs.py`).
 """
 
 import re
@@ -18,6 +18,8 @@ from collections import deque
 from typing import TypeAlias
 
 from msgspec import Struct
+
+from dpiped.epochs import Epochs
 
 CARRY_LIMIT = 64 << 10
 """An unfinished line longer than this keeps only its end."""
@@ -49,6 +51,14 @@ PHASE_MARKS: tuple[tuple[bytes, str], ...] = (
 STEP = re.compile(rb"steps: (\d{1,15}) loss: (\S+) iter time \(s\): (\S+) samples/sec: (\S+)")
 EPOCH = re.compile(rb"Started new epoch: (\d{1,15})(?!\d)")
 RESUMED = re.compile(rb"Resuming at epoch: (\d{1,15}), step: (\d{1,15})(?!\d)")
+_SAVED = re.compile(rb"Checkpoint global_step(\d{1,15}) is about to be saved!")
+_EVERY = re.compile(rb"steps_per_print \.+ (\d{1,9})(?!\d)")
+EPOCH_MARKS: tuple[tuple[bytes, re.Pattern[bytes]], ...] = (
+    (b"Started new epoch: ", EPOCH),
+    (b"Resuming at epoch: ", RESUMED),
+    (b"is about to be saved!", _SAVED),
+    (b"steps_per_print", _EVERY),
+)
 _CHECKPOINT = re.compile(rb"Checkpoint (global_step\d+) is about to be saved!")
 _BAR = re.compile(rb"(\d{1,3})%\|[^|\r\n]*\| *(\S+/\S+)")
 _BATCH = re.compile(rb"Global batch size = (\d{1,15})(?!\d)")
@@ -71,6 +81,7 @@ class Snapshot(Struct, frozen=True):
     samples_per_second: float | None
     seconds_per_step: float | None
     steps_per_epoch: int | None
+    steps_before_epoch: int | None
     global_batch: int | None
     checkpoint: str | None
     completed: bool
@@ -84,11 +95,20 @@ class Snapshot(Struct, frozen=True):
         """A caching process ended in a traceback: train.py then waits for it for ever."""
         return bool(_CHILD_DIED.search(self.evidence))
 
+    def steps_of(self, epochs: int) -> int | None:
+        """The step at which the last of so many epochs ends: with `steps_per_print` above 1, at most."""
+        if self.epoch is None or self.steps_per_epoch is None or self.steps_before_epoch is None:
+            return None
+        return self.steps_before_epoch + (epochs - self.epoch + 1) * self.steps_per_epoch
+
 
 class Progress:
-    """Feed it the log from its first byte on; `snapshot` at any time."""
+    """Feed it the log from its first byte on; `snapshot` at any time.
 
-    def __init__(self) -> None:
+    `anew`: a resume begins the data of its epoch again (`--reset_dataloader`).
+    """
+
+    def __init__(self, anew: bool = False) -> None:
         self._carry = b""
         self._tail = b""
         self._phase = "launching"
@@ -99,8 +119,7 @@ class Progress:
         self._loss: float | None = None
         self._rate: float | None = None
         self._times: deque[float | None] = deque(maxlen=RECENT_STEPS)
-        self._steps_per_epoch: int | None = None
-        self._gap = 1
+        self._epochs = Epochs(anew)
         self._batch: int | None = None
         self._checkpoint: bytes | None = None
         self._completed = False
@@ -136,7 +155,8 @@ class Progress:
             loss=self._loss,
             samples_per_second=self._rate,
             seconds_per_step=sum(times) / len(times) if times else None,
-            steps_per_epoch=self._steps_per_epoch,
+            steps_per_epoch=self._epochs.length,
+            steps_before_epoch=self._epochs.began,
             global_batch=self._batch,
             checkpoint=_text(self._checkpoint),
             completed=self._completed,
@@ -174,34 +194,33 @@ class Progress:
         self._times.append(_number(match[3]))
 
     def _read_epochs(self, text: bytes, steps: list[re.Match[bytes]]) -> int | None:
-        """The last step before an epoch's first line tells how many steps an epoch has.
+        """Tells `Epochs` of steps and marks in their order.
 
         Returns the step that a resume begins after, if it is what was said last.
         """
-        needles = ((b"Started new epoch: ", EPOCH), (b"Resuming at epoch: ", RESUMED))
-        marks = [match for needle, pattern in needles if needle in text for match in pattern.finditer(text)]
-        if not marks:
-            if steps:
-                self._gap = int(steps[-1][1]) - (int(steps[-2][1]) if len(steps) > 1 else self._step or 0)
-            return None
-        starts = [match.start() for match in steps]
-        printed = [int(match[1]) for match in steps]
-        # What was known before the first step, and after each.
-        known = [self._step or 0, *printed]
-        resumed = False
+        # From the end, as there it is faster.
+        found = [pattern for needle, pattern in EPOCH_MARKS if text.rfind(needle) >= 0]
+        marks = [match for pattern in found for match in pattern.finditer(text)]
+        starts = [match.start() for match in steps] if marks else []
+        told, after = 0, None
         for match in sorted(marks, key=re.Match.start):
             before = bisect_left(starts, match.start())
-            self._epoch = int(match[1])
+            self._epochs.printed([int(step[1]) for step in steps[told:before][-2:]])
+            told = before
             if match.re is RESUMED:
-                known[before], resumed = max(int(match[2]) - 1, 0), before == len(steps)
-                continue
-            self._gap = printed[before - 1] - known[before - 1] if before else self._gap
-            if known[before] and self._epoch > 1:
-                # With steps_per_print above 1 an epoch's last steps are not printed: the most it can be.
-                most = known[before] + max(self._gap, 1) - 1
-                self._steps_per_epoch = most // (self._epoch - 1)
-        self._gap = printed[-1] - known[-2] if printed else self._gap
-        return known[-1] if resumed else None
+                self._epoch = int(match[1])
+                resumed_after = max(int(match[2]) - 1, 0)
+                self._epochs.resumed(self._epoch, resumed_after)
+                after = resumed_after if before == len(steps) else None
+            elif match.re is EPOCH:
+                self._epoch = int(match[1])
+                self._epochs.begun(self._epoch)
+            elif match.re is _SAVED:
+                self._epochs.saved(int(match[1]))
+            else:
+                self._epochs.every(int(match[1]))
+        self._epochs.printed([int(step[1]) for step in steps[told:][-2:]])
+        return after
 
     def _read_phase(self, text: bytes, last_step: int) -> None:
         marks = [(text.rfind(needle), needle, phase) for needle, phase in PHASE_MARKS]

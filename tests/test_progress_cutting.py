@@ -42,6 +42,7 @@ LINES = st.sampled_from(
         b"Saving model to directory epoch3\n",
         b"TRAINING COMPLETE!\n",
         b"Manually quitting\n",
+        b"[..] [INFO] [config.py:962:print]   steps_per_print .............. 10\n",
         b"words of no meaning \xff\xfe\xc3",
         b"[..] [ERROR] [launch.py:341:sigkill_handler] ['x'] exits with return code = -9\n",
     ]
@@ -52,6 +53,7 @@ LOGS = st.lists(
         st.integers(1, 300).map(step_line),
         st.integers(1, 300).map(lambda number: step_line(number, "nan", "inf", "0.000")),
         st.integers(1, 9).map(lambda number: b"Started new epoch: %d\n" % number),
+        st.integers(1, 300).map(lambda number: b"Resuming at epoch: 3, step: %d\n" % number),
         st.integers(1, 300).map(checkpoint_lines),
     ),
     max_size=25,
@@ -124,6 +126,7 @@ def test_random_bytes_never_raise_and_leave_a_true_tail(data: bytes, places: lis
                     b", step: ",
                     b"Global batch size = ",
                     b"Checkpoint global_step",
+                    b"steps_per_print .",
                     b" is about to be saved!",
                     b"Saving model checkpoint: /",
                     b"Traceback (most recent call last):",
