@@ -9,7 +9,8 @@ Both streams go to one file, so a mark may stand behind an unfinished progress b
 unanchored, and `\\r` ends a piece of text just as `\\n` does.
 
 Known gap: total steps are never printed. They are known once `max_steps` is set or the first epoch
-has ended; before that `steps_per_epoch` is None (`epochs.py`).
+has ended; before that `steps_per_epoch` is None (`epochs.py`). Nor is it printed that a checkpoint or a
+model is written: with `steps_per_print` above 1 their phases last until the next printed step or mark.
 """
 
 import re
@@ -61,6 +62,10 @@ EPOCH_MARKS: tuple[tuple[bytes, re.Pattern[bytes]], ...] = (
 )
 _CHECKPOINT = re.compile(rb"Checkpoint (global_step\d+) is about to be saved!")
 _BAR = re.compile(rb"(\d{1,3})%\|[^|\r\n]*\| *(\S+/\S+)")
+_EVALUATED = re.compile(
+    rb"[\r\n] *(?:100%\|[^|\r\n]*\| *(\d+)/\1 \[[^\]\r\n]*\] *[^\r ]|\d+it \[[^\]\r\n]*\] *\n)"
+)
+"""A bar without a name that is full, or beyond its total and closed; `\\r` would begin one that goes on."""
 _BATCH = re.compile(rb"Global batch size = (\d{1,15})(?!\d)")
 _TRACEBACK = b"Traceback (most recent call last):"
 _CHILD_DIED = re.compile(rb"Process \S*Process-\d+:")
@@ -228,13 +233,18 @@ class Progress:
         if last_step > found[0]:
             found = (last_step, b"steps: ", "training")
         seen = {needle: at for at, needle, _ in marks if at >= 0}
-        if found[0] < 0:
-            return
-        self._phase = found[2]
-        line = _line_at(text, found[0])
-        bar = _BAR.search(line)
-        # A bar moves on; what stays is what it is of.
-        self._detail = (line[: bar.start()].rstrip(b" :") if bar else line)[:200]
+        if found[0] >= 0:
+            self._phase = found[2]
+            line = _line_at(text, found[0])
+            bar = _BAR.search(line)
+            # A bar moves on; what stays is what it is of.
+            self._detail = (line[: bar.start()].rstrip(b" :") if bar else line)[:200]
+        if self._phase == "evaluating" and _EVALUATED.search(b"\n" + text[max(found[0], 0) :]):
+            self._phase = "training"
+        self._read_facts(text, seen)
+
+    def _read_facts(self, text: bytes, seen: dict[bytes, int]) -> None:
+        """`seen` holds the marks of phases that are in `text`."""
         if b"Global batch size = " in seen and (batch := _last(_BATCH, b"Global batch size = ", text)):
             self._batch = int(batch[1])
             self._epoch = 1 if self._epoch is None else self._epoch

@@ -100,6 +100,35 @@ def test_a_step_ends_evaluation_and_saving() -> None:
     )
 
 
+FULL = "\r  0%|          | 0/36 [00:00<?, ?it/s]\r100%|██████████| 36/36 [00:00<00:00, 44.26it/s]".encode()
+BEYOND = "\r 97%|█████▋| 35/36 [00:01<00:00, 9it/s]\r37it [00:02, 8.5it/s]".encode()
+
+
+@pytest.mark.parametrize("bar", [FULL + b"\n", FULL + b"    \n", FULL + b"wandb: ", BEYOND + b"\n"])
+def test_a_bar_at_its_end_ends_the_evaluation(bar: bytes) -> None:
+    """The next step that is printed may be minutes away."""
+    assert after(b"Running eval\n" + bar + b"\n").phase == "training"
+    assert after(b"Started new epoch: 2\nRunning eval\n", bar + b"\n").phase == "training"
+    assert after(b"Running eval\n" + bar + b"\n", b"Running eval\n").phase == "evaluating"
+    assert after(bar + b"\nRunning eval\n").phase == "evaluating", "the bar of something before"
+    assert after(checkpoint_lines(3) + bar + b"\n").phase == "checkpointing"
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        BAR + b"\n",
+        FULL + b"\r",
+        FULL + BEYOND,
+        FULL.replace(b"100%", b"Map: 100%") + b"\n",
+        FULL.replace(b"36/36", b"1999/2000") + b"\n",
+        BEYOND + b"\r",
+    ],
+)
+def test_any_other_bar_does_not(bar: bytes) -> None:
+    assert after(b"Running eval\n" + bar).phase == "evaluating"
+
+
 def test_a_step_behind_a_bar_is_read_with_all_its_numbers() -> None:
     said = after(b"Global batch size = 4\n" + BAR + step_line(17, "0.8125", "0.250", "16.000"))
     assert (said.step, said.first_step, said.loss) == (17, 17, 0.8125)

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from dpiped.progress import Progress, Snapshot
 from tests.helpers import seconds_of_a_reader_by_lines
-from tests.test_progress import BAR, CHILD_DIED, after, checkpoint_lines, step_line, traceback_of
+from tests.test_progress import (
+    BAR,
+    BEYOND,
+    CHILD_DIED,
+    FULL,
+    after,
+    checkpoint_lines,
+    step_line,
+    traceback_of,
+)
 
 CALM = settings(deadline=None)
 """A busy machine is no reason to fail."""
@@ -37,6 +46,8 @@ LINES = st.sampled_from(
         b"Global batch size = 4\n",
         b"Running eval\n",
         BAR,
+        FULL,
+        BEYOND,
         b"\n",
         b"\r\n",
         b"Saving model to directory epoch3\n",
