@@ -11,7 +11,8 @@ import gc
 
 gc.disable()
 
-import os  # noqa: E402 - the collector has to be off before the imports
+import contextlib  # noqa: E402 - the collector has to be off before the imports
+import os  # noqa: E402
 import sys  # noqa: E402
 
 # msgspec would import typing_extensions where it is installed, a tenth of what `status` may take; it
@@ -32,19 +33,33 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that can't show a progress bar's blocks shows question marks instead of an error.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    code = cli.EXIT_CLOSED
     try:
-        code = _run()
-        sys.stdout.flush()
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else cli.EXIT_USAGE
+        try:
+            code = _run()
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else cli.EXIT_USAGE
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code = cli.EXIT_INTERRUPTED
+        code = _interrupted()
     except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        code = cli.EXIT_OK
-    sys.stderr.flush()
+        # The reader (head, less) has seen enough. How it ended is told all the same, if it is known.
+        pass
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _interrupted() -> int:
+    """With `--json` there is a document also then, unless one was written already."""
+    # A reader that takes nothing is left with the second Ctrl-C.
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        if cli.Parser.as_json:
+            if not cli.Parser.answered:
+                hint = "what the daemon was asked for, it may still do"
+                cli.document(cli.error_document("interrupted", "interrupted (Ctrl-C)", hint=hint))
+            sys.stdout.flush()
+    return cli.EXIT_INTERRUPTED
 
 
 def _run() -> int:

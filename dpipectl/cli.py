@@ -9,9 +9,10 @@ Known gap: options are not completed in the shell.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 EXIT_OK = 0
 EXIT_NOT_COMPLETED = 1
@@ -20,6 +21,8 @@ EXIT_UNREACHABLE = 3
 EXIT_REFUSED = 4
 EXIT_INVALID = 5
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED = 141
+"""As of a program that SIGPIPE ends: the reader of what is written went away before the end was known."""
 EXIT_CODES = {
     "unreachable": EXIT_UNREACHABLE,
     "refused": EXIT_REFUSED,
@@ -36,7 +39,8 @@ EXIT_CODES = {
 
 EPILOG = """\
 exit codes: 0 ok; 1 the run did not complete (start --follow, wait, resume --follow) or the daemon failed;
-2 usage; 3 no daemon; 4 refused (a run is active, or none is); 5 invalid input, the field is named.
+2 usage; 3 no daemon; 4 refused (a run is active, or none is); 5 invalid input, the field is named;
+130 interrupted (Ctrl-C); 141 nobody reads the output any more, and the end is not known.
 
 examples:
   dpipectl start --config /workspace/configs/flux.toml --follow
@@ -52,6 +56,8 @@ class Parser(argparse.ArgumentParser):
 
     as_json = False
     """Set on the class for one command line: the parsers of the verbs need it as well."""
+    answered = False
+    """The document of that command line was written."""
 
     def error(self, message: str) -> NoReturn:
         fail("usage", f"{message} (see {self.prog} --help)", EXIT_USAGE, as_json=Parser.as_json)
@@ -62,12 +68,31 @@ def fail(
 ) -> NoReturn:
     """Says it on stderr, or as the one JSON document on stdout, and ends with `status`."""
     if as_json:
-        import json
-
-        print(json.dumps({"error": {"code": code, "message": message, "field": field, "hint": hint}}))
+        document(error_document(code, message, field=field, hint=hint))
     else:
-        print(f"dpipectl: {message}" + (f"\n          {hint}" if hint else ""), file=sys.stderr)
+        tell(f"dpipectl: {message}" + (f"\n          {hint}" if hint else ""), to=sys.stderr)
     raise SystemExit(status)
+
+
+def tell(text: str, to: TextIO | None = None) -> None:
+    """The last words on standard output. Who does not listen any more still gets the exit code."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=to)
+
+
+def document(text: bytes) -> None:
+    """Writes the one document of `--json`."""
+    Parser.answered = True
+    with contextlib.suppress(BrokenPipeError):
+        # JSON is UTF-8, whatever the terminal speaks.
+        sys.stdout.buffer.write(text + b"\n")
+
+
+def error_document(code: str, message: str, *, field: str | None = None, hint: str | None = None) -> bytes:
+    import json
+
+    error = {"code": code, "message": message, "field": field, "hint": hint}
+    return json.dumps({"error": error}).encode()
 
 
 def build(chosen: str | None = None) -> Parser:
@@ -105,9 +130,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     # argparse would mix what follows `--` with the verb's own words.
     at = words.index("--") if "--" in words else len(words)
     ours, args = list(words[:at]), list(words[at + 1 :])
+    Parser.as_json, Parser.answered = "--json" in ours, False
     chosen = next((word for word in ours if not word.startswith("-")), None)
     parser = build(chosen)
-    Parser.as_json = "--json" in ours
     options = parser.parse_args(ours)
     options.args = args
     if args and not getattr(options, "takes_args", False):
@@ -120,8 +145,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if options.version:
         import dpiped
 
-        shown = f"dpipectl {dpiped.__version__}"
-        print(f'{{"version": "{dpiped.__version__}"}}' if options.json else shown)
+        if options.json:
+            document(f'{{"version": "{dpiped.__version__}"}}'.encode())
+        else:
+            tell(f"dpipectl {dpiped.__version__}")
         raise SystemExit(EXIT_OK)
     if options.verb is None:
         if options.json:

@@ -12,6 +12,7 @@ Known gap: a line longer than the terminal is wide is cut while it is live.
 import shutil
 import sys
 import time
+from typing import Self
 
 from dpipectl import render
 from dpipectl.client import Client, Failed
@@ -26,19 +27,26 @@ CLEAR = "\r\x1b[K"
 
 
 class LiveLine:
-    """The redrawn last line of a terminal. Does nothing where the output is no terminal."""
+    """The redrawn last line of a terminal, gone when it is left. Does nothing where there is no terminal."""
 
     def __init__(self) -> None:
         self._on = sys.stdout.isatty()
         self._drawn = ""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
     def draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         text = text[:width]
         if self._on and text != self._drawn:
+            # Before it is: Ctrl-C may come in the middle.
+            self._drawn = text
             sys.stdout.write(CLEAR + text)
             sys.stdout.flush()
-            self._drawn = text
 
     def clear(self) -> None:
         if self._on and self._drawn:
@@ -49,7 +57,11 @@ class LiveLine:
 
 def log_lines(client: Client, first: messages.LogLines) -> None:
     """Prints `first` and then everything after it until the run ends."""
-    live = LiveLine()
+    with LiveLine() as live:
+        _log_lines(client, first, live)
+
+
+def _log_lines(client: Client, first: messages.LogLines, live: LiveLine) -> None:
     reply = first
     while True:
         live.clear()
@@ -83,15 +95,19 @@ def raw_log(client: Client, first: messages.RawLog, follow: bool) -> None:
 
 def progress(client: Client, run: str) -> messages.RunReply:
     """Shows phase and progress until the run ends; then how it ended."""
-    live = LiveLine()
+    with LiveLine() as live:
+        _progress(client, run, live)
+    return ended(client, run)
+
+
+def _progress(client: Client, run: str, live: LiveLine) -> None:
     phase, said_at, revision = "", 0.0, -1
     while True:
         reply = client.patient(messages.Watch(after=revision, wait=WAIT), WAIT)
         assert isinstance(reply, messages.Status)
         revision = reply.revision
         if reply.run is None or reply.run.id != run:
-            live.clear()
-            return ended(client, run)
+            return
         if reply.run.phase != phase:
             phase = reply.run.phase
             live.clear()

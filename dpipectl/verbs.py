@@ -134,7 +134,7 @@ def logs(client: Client, options: argparse.Namespace) -> int:
         follow.log_lines(client, lines)
     else:
         for line in (*lines.lines, *([lines.current] if lines.current else [])):
-            print(line)
+            cli.tell(line)
     return cli.EXIT_OK
 
 
@@ -142,19 +142,13 @@ def runs(client: Client, options: argparse.Namespace) -> int:
     if options.limit < 1:
         cli.fail("usage", "-n takes a number from 1 on", cli.EXIT_USAGE, as_json=options.json)
     reply = _ask(client, messages.ListRuns(min(options.limit, 10000)), messages.Runs)
-    if options.json:
-        _print_json(reply.runs)
-    else:
-        print(_render().runs(reply.runs))
+    _show(options, reply.runs, lambda: _render().runs(reply.runs))
     return cli.EXIT_OK
 
 
 def show(client: Client, options: argparse.Namespace) -> int:
     reply = _ask(client, messages.ShowRun(options.run), messages.RunReply)
-    if options.json:
-        _print_json(_run_document(reply))
-    else:
-        print(_render().run(reply))
+    _show(options, _run_document(reply), lambda: _render().run(reply))
     return cli.EXIT_OK
 
 
@@ -225,9 +219,9 @@ def _started(client: Client, options: argparse.Namespace, reply: messages.Starte
     try:
         ended = follow.progress(client, reply.run)
     except KeyboardInterrupt:
-        print("\nthe training goes on; `dpipectl stop` ends it, `dpipectl logs -f` shows it")
+        cli.tell("the training goes on; `dpipectl stop` ends it, `dpipectl logs -f` shows it")
         return cli.EXIT_INTERRUPTED
-    print(_ended_text(ended))
+    cli.tell(_ended_text(ended))
     return _code(ended)
 
 
@@ -302,15 +296,14 @@ def _show(options: argparse.Namespace, document: Any, text: Any) -> None:
     if options.json:
         _print_json(document)
     else:
-        print(text())
+        cli.tell(text())
 
 
 def _print_json(document: Any) -> None:
     plain = msgspec.to_builtins(document)
     if isinstance(plain, dict):
         plain.pop("type", None)
-    # JSON is UTF-8, whatever the terminal speaks.
-    sys.stdout.buffer.write(msgspec.json.encode(plain) + b"\n")
+    cli.document(msgspec.json.encode(plain))
 
 
 def _render() -> Any:
