@@ -1,12 +1,15 @@
 """The page's log and curve in use: followed, paused, selected in, copied, searched; and odd runs."""
 
 import json
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser import Browser
+from tests.gpu_machine import Machine, line
 from tests.harness import Workspace
 from tests.helpers import wait_until
 from tests.web import Shim
@@ -106,6 +109,92 @@ def slow_network(browser: Browser, milliseconds: float) -> None:
     browser.driver.execute_cdp_cmd("Network.enable", {})
     asked = {"offline": False, "latency": milliseconds, "downloadThroughput": -1, "uploadThroughput": -1}
     browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", asked)
+
+
+COUNTED = """
+    const whole = fetch;
+    window.asked = 0;
+    window.fetch = (...given) => {
+        const answer = whole(...given);
+        if (String(given[0]).includes("/lines")) {
+            window.asked += 1;
+            if (window.leaving) location.hash = window.leaving;
+            window.leaving = null;
+        }
+        return answer;
+    };"""
+"""Has the page count its requests for lines, and leave for `leaving` while the next one is on its way."""
+
+
+def asked_meanwhile(browser: Browser, milliseconds: int = 2000) -> int:
+    """How many requests for lines the page makes in that time."""
+    browser.run(
+        "window.more = null; const before = window.asked;"
+        "setTimeout(() => (window.more = window.asked - before), arguments[0])",
+        milliseconds,
+    )
+    wait_until(lambda: browser.run("return window.more !== null"), "the time is over")
+    more: int = browser.run("return window.more")
+    return more
+
+
+def test_a_log_that_is_truncated_is_followed_from_its_new_beginning(
+    workspace: Workspace, browser: Browser
+) -> None:
+    texts = [f"line {number} of the old log" for number in range(200)]
+    run = open_run(browser, workspace, "says", texts=texts, quiet_after=0)
+    wait_until(lambda: texts[-1] in browser.log_lines(), "the old log's end")
+    browser.run(COUNTED)
+    # As logrotate's copytruncate does; the training prints on, at first less than there was.
+    with (workspace.runs_dir / run / "output.log").open("r+b") as log:
+        log.truncate(0)
+        log.write(b"a line of the new log\nlast words")
+    wait_until(lambda: browser.log_lines() == ["a line of the new log"], "the new log alone")
+    browser.until(".log .now", "last words")
+    assert asked_meanwhile(browser) == 0, "nothing more is there to be read"
+    with (workspace.runs_dir / run / "output.log").open("ab") as log:
+        log.write(b" and\n" + b"".join(b"line %d\n" % number for number in range(1200)))
+    wait_until(lambda: browser.log_lines()[-1:] == ["line 1199"], "what follows")
+    assert len(browser.log_lines()) == 1202 and browser.log_lines()[1] == "last words and"
+    assert browser.console() == []
+
+
+def test_a_log_opens_over_a_slow_link_whatever_is_told_meanwhile(
+    workspace: Workspace, browser: Browser, library: Path
+) -> None:
+    machine = Machine(workspace, library)
+    machine.says("ok", line(1, 0))
+    machine.start(EVERY_IDLE="0.05", EVERY_ACTIVE="0.05")
+    # A log that grows is read on from where it is; this one has to be opened.
+    config = workspace.config("says", texts=["all there is"], until=str(workspace.go), quiet_after=0)
+    run = workspace.start(config)
+    browser.open(f"{Shim(workspace).base}/dpipe/#/runs")
+    browser.until(".runs tbody tr")
+    wait_until(lambda: "all there is" in workspace.log_text(run), "the log")
+    slow_network(browser, 1500)
+    browser.run("location.hash = arguments[0]", f"#/runs/{run}")
+    used = count(1)
+
+    def opened() -> bool:
+        """The GPU holds something else each time, which is told."""
+        machine.says("ok", line(next(used) % 70, 0))
+        return browser.log_lines() != []
+
+    wait_until(opened, "the log is opened", every=0.2)
+    slow_network(browser, 0)
+    assert browser.console() == []
+
+
+def test_a_log_that_is_left_asks_for_nothing_more(workspace: Workspace, browser: Browser) -> None:
+    open_run(browser, workspace, "paced", rate=RATE, lines=100_000)
+    until_newer(browser)
+    slow_network(browser, 300)
+    browser.run(COUNTED)
+    browser.run("window.leaving = '#/runs'")
+    browser.until(".runs tbody tr")
+    assert asked_meanwhile(browser) == 0
+    slow_network(browser, 0)
+    assert browser.console() == []
 
 
 def test_a_search_changed_while_it_runs_counts_right(workspace: Workspace, browser: Browser) -> None:

@@ -21,7 +21,7 @@ const PAUSE = 50; // milliseconds between two readings
 const AGAIN = 1000; // and after one that was refused
 
 export class Log {
-	known = 0; // the log is at least so long
+	known = 0; // the log's lines end here, as far as it was told
 	following = true;
 	over = false;
 	failure = null;
@@ -31,6 +31,7 @@ export class Log {
 	#scrolled = 0;
 	#opened = false;
 	#jump = 0; // of several jumps the last one counts
+	#jumping = 0; // pages of jumps that are on their way
 	#until = new AbortController();
 	#size;
 	#now = ""; // the unfinished last line
@@ -75,8 +76,8 @@ export class Log {
 		});
 		this.#size = new ResizeObserver(() => this.following && this.#scrollDown());
 		this.#size.observe(this.view);
-		// Opened while the daemon was away.
-		listen("state", () => !this.#opened && live.reachable && void this.toEnd());
+		// Opened while the daemon was away. Over a slow link a page may take longer than the next event.
+		listen("state", () => !this.#opened && !this.#jumping && live.reachable && void this.toEnd());
 		void this.toEnd();
 	}
 
@@ -131,14 +132,14 @@ export class Log {
 
 	/** True, unless the end can't be read. */
 	async #end(jump) {
+		const told = this.known;
 		const page = await this.#read({ limit: PAGE }, true);
 		if (!page) return false;
 		// Somebody wants to be elsewhere by now.
 		if (jump !== this.#jump) return true;
 		this.following = true;
 		this.#replace(page);
-		this.known = Math.max(this.known, page.next);
-		this.#opened = true;
+		this.#knowEnd(page, told);
 		this.#showCurrent(page.current);
 		this.#scrollDown();
 		this.#showBelow();
@@ -171,7 +172,7 @@ export class Log {
 		const before = cursor > 0 ? await this.#read({ before: cursor, limit: PAGE / 2 }, true) : { lines: [] };
 		const after = before && (await this.#read({ after: cursor, limit: PAGE }, true));
 		if (!before || !after || jump !== this.#jump) return;
-		this.#replace(...(before.lines.length ? [before] : []), after);
+		this.#replace(...(before.lines.length && !isAnew(after, cursor) ? [before] : []), after);
 		const line = this.lines.mark(after.first);
 		if (line) {
 			this.view.scrollTop = line.offsetTop - this.view.clientHeight / 2;
@@ -183,6 +184,7 @@ export class Log {
 
 	#replace(...pages) {
 		this.#missed = 0;
+		this.#opened = true;
 		this.lines.replace(...pages.map(asPage));
 		this.#changed();
 	}
@@ -202,7 +204,8 @@ export class Log {
 
 	#told({ run, to, lines }) {
 		if (run !== this.run) return;
-		this.known = Math.max(this.known, to);
+		// Less than before, where the log was truncated.
+		this.known = to;
 		this.#showCurrent("");
 		if (this.following) {
 			this.#soon();
@@ -212,7 +215,16 @@ export class Log {
 		}
 	}
 
+	/** What was `told` before the page was asked for may be of a log that was truncated since. */
+	#knowEnd(page, told) {
+		// After a page without lines comes an unfinished one at most.
+		if (this.known === told) this.known = Math.min(told, page.lines.length ? page.end : page.next);
+		this.known = Math.max(this.known, page.next);
+	}
+
 	#soon(pause = PAUSE) {
+		// What was under way when the view was closed comes back here.
+		if (this.#until.signal.aborted) return;
 		this.#timer ||= setTimeout(() => {
 			this.#timer = 0;
 			void this.catchUp();
@@ -232,7 +244,7 @@ export class Log {
 		}
 		this.#reading = true;
 		try {
-			const from = this.lines.end;
+			const [from, told] = [this.lines.end, this.known];
 			const page = await this.#read({ after: from, limit: PAGE });
 			if (!page) {
 				this.#soon(AGAIN);
@@ -240,8 +252,13 @@ export class Log {
 			}
 			// The window may have been moved elsewhere meanwhile.
 			if (this.lines.end !== from) return;
+			if (isAnew(page, from)) {
+				// There may be more of the new log than a page.
+				if (!(await this.#end(this.#jump))) this.#soon(AGAIN);
+				return;
+			}
 			if (page.lines.length) this.#append(asPage(page));
-			this.known = Math.max(this.known, page.next);
+			this.#knowEnd(page, told);
 			this.#showCurrent(page.current);
 		} finally {
 			this.#reading = false;
@@ -295,19 +312,27 @@ export class Log {
 		this.#reading = true;
 		try {
 			const { first, end } = this.lines;
+			const told = this.known;
 			const page = await this.#read(
 				side === "before" ? { before: first, limit: PAGE } : { after: end, limit: PAGE },
 			);
 			const moved = this.lines.first !== first || this.lines.end !== end;
-			if (!page?.lines.length || moved) return;
-			if (side === "before") {
+			if (!page || moved) return;
+			if (side === "before" ? page.next < first : isAnew(page, end)) {
+				this.#replace(page);
+				this.#knowEnd(page, told);
+				this.#now = page.current;
+			} else if (!page.lines.length) {
+				if (side === "after") this.#knowEnd(page, told);
+				return;
+			} else if (side === "before") {
 				const height = this.view.scrollHeight;
 				this.lines.prepend(asPage(page));
 				this.view.scrollTop += this.view.scrollHeight - height;
 				this.#trim("last");
 			} else {
 				this.lines.append(asPage(page));
-				this.known = Math.max(this.known, page.next);
+				this.#knowEnd(page, told);
 				this.#now = page.current;
 				this.#trim("first");
 			}
@@ -343,6 +368,7 @@ export class Log {
 
 	/** A page; null if it can't be had, which is said where somebody `asked` for it. */
 	async #read(query, asked = false) {
+		this.#jumping += asked;
 		try {
 			const page = await get(`runs/${this.run}/lines`, query, this.#until.signal);
 			if (asked) say(this.said, "");
@@ -352,6 +378,8 @@ export class Log {
 			if (!(error instanceof Refusal)) throw error;
 			if (asked) say(this.said, error.message);
 			return null;
+		} finally {
+			this.#jumping -= asked;
 		}
 	}
 
@@ -362,6 +390,11 @@ export class Log {
 		const done = await copy(text);
 		say(this.said, done ? T.log.copied(count(text.split("\n").length)) : T.log.notCopied);
 	}
+}
+
+/** Is it of a log that was truncated since that cursor was given? Such a log is read from its beginning. */
+function isAnew(page, after) {
+	return page.first < after;
 }
 
 function asPage({ first, next, lines }) {
