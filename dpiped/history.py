@@ -89,6 +89,7 @@ def detail(runs: Path, run: str, active: bool) -> messages.RunReply:
         env=spec.env,
         form=spec.form,
         failure=_failure(folder / rundir.LOG, summary.line),
+        num_gpus=spec.num_gpus,
     )
 
 

@@ -498,6 +498,7 @@ class RunReply(Reply, frozen=True, tag="run"):
     """One run. `ended` is false while it goes on; `form` is what it was made from, its key hidden.
 
     `failure` is where `line` of the summary stands in the log; null if there is none, or it is not found.
+    `num_gpus` is how many it was launched on; null where that was not recorded.
     """
 
     summary: RunSummary
@@ -512,6 +513,7 @@ class RunReply(Reply, frozen=True, tag="run"):
     env: dict[str, str] = {}
     form: Form | None = None
     failure: Failure | None = None
+    num_gpus: int | None = None
 
 
 class LogLines(Reply, frozen=True, tag="lines"):

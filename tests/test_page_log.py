@@ -1,6 +1,5 @@
 """The page's log and curve in use: followed, paused, selected in, copied, searched; and odd runs."""
 
-import json
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -265,22 +264,3 @@ def test_an_address_that_is_none_leads_to_the_page(shim: Shim, browser: Browser)
     browser.open(f"{shim.base}/dpipe/#/runs/20260101-000000-0000000")
     browser.until("main .error", "there is no run")
     assert all("status of 404" in line for line in browser.console())
-
-
-def test_a_stop_that_comes_too_late_says_so(workspace: Workspace, browser: Browser) -> None:
-    workspace.start_daemon(SCRIPT=json.dumps({}))
-    shim = Shim(workspace)
-    run = workspace.start(workspace.config(until=str(workspace.go)))
-    browser.open(f"{shim.base}/dpipe/")
-    wait_until(lambda: browser.fact("loss") not in ("", "–"), "a step")
-    browser.press("Stop…")
-    browser.until("dialog", "loses ")
-    first = browser.text("dialog p")
-    wait_until(lambda: browser.text("dialog p") not in ("", first), "it is kept up to date")
-    workspace.go.touch()
-    workspace.until_ended(run)
-    browser.press("Save and stop", "dialog")
-    browser.until(".toast", "No training process tracked.")
-    browser.until(".status .pill", "Completed")
-    assert browser.run("return document.activeElement.id") == "run-title", "the button is gone"
-    assert browser.console() == []

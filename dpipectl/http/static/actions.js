@@ -36,7 +36,7 @@ function atRisk(progress) {
 /** Asks how, and stops. What would be lost is kept up to date while it asks. */
 export async function stop() {
 	if (!live.progress) return;
-	const { id, pid } = live.progress;
+	const { id } = live.progress;
 	const loss = h("p", {});
 	const tell = () =>
 		live.progress?.id === id && say(loss, `${checkpointOf(live.progress)} ${lossOf(live.progress)}`);
@@ -56,6 +56,12 @@ export async function stop() {
 		ways,
 		(mode) =>
 			attempt(async () => {
+				// Another run may be active by now, and a run that was just begun has got its pid meanwhile.
+				if (live.progress?.id !== id) {
+					toast(T.stop.ended);
+					return;
+				}
+				const { pid } = live.progress;
 				const answer = await post("train/stop", undefined, { mode, pid, wait: 0 });
 				toast(answer.status === "stopped" ? T.stop.done : sentence(answer.detail));
 			}),
@@ -100,6 +106,7 @@ export async function resume(detail) {
 	});
 	const key = h("input", { id: "resume-key", type: "password", autocomplete: "off" });
 	const form = await formForResume(detail);
+	const own = recall("form", null)?.num_gpus ?? null;
 	const needsKey = detail.form?.enable_wandb === true || form?.enable_wandb === true;
 	const completed = detail.summary.state === "completed";
 	const differences = form ? await compared(id, form) : null;
@@ -133,7 +140,7 @@ export async function resume(detail) {
 			h("label", { for: "resume-gpus" }, T.resume.gpus),
 			" ",
 			gpus,
-			h("span", { class: "quiet", id: "resume-gpus-help" }, T.resume.gpusHelp),
+			h("span", { class: "quiet", id: "resume-gpus-help" }, T.resume.gpusHelp(own)),
 		),
 		needsKey ? h("p", {}, h("label", { for: "resume-key" }, T.resume.key), " ", key) : null,
 	].filter(Boolean);
@@ -162,7 +169,10 @@ function asNumber(text) {
 	return Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
-/** The form as it stands in this browser, going on from that run's folder; null where nothing was filled in. */
+/**
+ * The form as it stands in this browser, going on from that run's folder; null where nothing was filled in. Where it leaves
+ * the GPUs to the daemon it gets the run's: on others the global batch would be another one.
+ */
 async function formForResume(detail) {
 	const kept = recall("form", null);
 	if (!kept || !detail.train_dir) return null;
@@ -172,6 +182,7 @@ async function formForResume(detail) {
 		return {
 			...form,
 			...kept,
+			num_gpus: kept.num_gpus ?? detail.num_gpus,
 			output_dir: detail.train_dir.slice(0, cut),
 			resume_from_checkpoint: detail.train_dir.slice(cut + 1),
 		};

@@ -167,6 +167,7 @@ export const T = {
 		early:
 			"No step is done yet, so there is nothing to save. Stopping turns to a harder way if it takes too long; in the end no process is left.",
 		done: "Stopped: no process of it is left.",
+		ended: "That run has ended already, so nothing was stopped.",
 	},
 	save: {
 		button: "Save now",
@@ -187,7 +188,7 @@ export const T = {
 		form: "As they stand in the form “New training”",
 		noForm: "As they stand in the form (nothing was filled in there)",
 		gpus: "GPUs",
-		gpusHelp: " empty for as many as before",
+		gpusHelp: (own) => ` empty for as many as before${own === null ? "" : `; with the form, for its ${own}`}`,
 		key: "W&B API key",
 		differences: "What would differ with the form's settings",
 		setting: "Setting",
