@@ -13,6 +13,7 @@ import { T } from "./texts.js";
 const POINTS = 800;
 const OFTEN = 1000; // milliseconds
 const SELDOM = 10_000;
+const AGAIN = 5000; // after a request for an earlier run that nobody answered
 const ANCESTORS = 4;
 
 export class Chart {
@@ -26,6 +27,7 @@ export class Chart {
 	#scene = null;
 	#busy = false;
 	#due = 0;
+	#again = 0;
 	#closed = false;
 	#size;
 	wanted = false; // there are steps that were not asked for yet
@@ -64,6 +66,7 @@ export class Chart {
 		this.#closed = true;
 		this.#size.disconnect();
 		clearTimeout(this.#due);
+		clearTimeout(this.#again);
 	}
 
 	#head(resumedFrom) {
@@ -112,8 +115,7 @@ export class Chart {
 			this.draw();
 		} catch (error) {
 			if (!(error instanceof Refusal)) throw error;
-			// Nobody has answered; what was refused will be refused again.
-			this.wanted ||= error.status === 0 || error.status >= 500;
+			this.wanted ||= mayPass(error);
 		}
 		// A server with much to do is asked less often; one that was away must not stop the curve for a minute.
 		const pause = Math.min(Math.max(OFTEN, 4 * (performance.now() - begun)), SELDOM);
@@ -132,25 +134,29 @@ export class Chart {
 		else void this.load();
 	}
 
+	/** That run and those that it goes on from. What is there is shown, and the rest asked for until it is there, too. */
 	async #loadEarlier(run) {
-		const found = [];
+		let next = run;
 		try {
-			for (let next = run; next && found.length < ANCESTORS;) {
+			while (next && this.#earlier.length < ANCESTORS && !this.#closed) {
 				const curve = new Curve();
 				curve.take(await get(`runs/${next}/series`, { points: POINTS }));
-				found.push(curve);
-				next = (await get(`runs/${next}`)).summary.resumed_from;
+				const before = (await get(`runs/${next}`)).summary.resumed_from;
+				this.#earlier.push(curve);
+				next = before;
 			}
 		} catch (error) {
 			if (!(error instanceof Refusal)) throw error;
+			if (mayPass(error) && !this.#closed)
+				this.#again = setTimeout(() => void this.#loadEarlier(next), AGAIN);
 		}
-		this.#earlier = found;
 		this.draw();
 	}
 
 	draw() {
 		const points = this.#curve.points();
-		const usable = this.#log ? points.filter((point) => point.loss > 0) : points;
+		const above = this.#log ? 0 : -Infinity;
+		const usable = this.#curve.points(above);
 		this.frame.hidden = usable.length === 0;
 		this.note.hidden = usable.length > 0;
 		say(
@@ -169,16 +175,12 @@ export class Chart {
 			this.#smoothing,
 		);
 		const width = Math.max(this.frame.clientWidth, 240);
-		const earlier = this.#before
-			? this.#earlier.map((curve) => curve.points().filter((each) => !this.#log || each.loss > 0))
-			: [];
-		const scene = scales(
-			usable,
-			smoothed,
-			earlier.filter((each) => each.length),
-			width,
-			this.#log,
-		);
+		// What lies beyond the last step is not drawn, so it must not set the scale either.
+		const last = usable.at(-1).step;
+		const earlier = (this.#before ? this.#earlier : [])
+			.map((curve) => curve.points(above).filter((point) => point.step <= last))
+			.filter((each) => each.length);
+		const scene = scales(usable, smoothed, earlier, width, this.#log);
 		this.#scene = { ...scene, points: usable, smoothed };
 		set(this.plot, "viewBox", `0 0 ${width} ${HEIGHT}`);
 		set(this.plot, "width", width);
@@ -280,4 +282,9 @@ export class Chart {
 		set(this.frame, "aria-valuenow", point.step);
 		set(this.frame, "aria-valuetext", said.join(", "));
 	}
+}
+
+/** Nobody has answered, or had no time; what was refused will be refused again. */
+function mayPass(refusal) {
+	return refusal.status === 0 || refusal.status >= 500;
 }

@@ -26,11 +26,19 @@ export class Curve {
 		this.over = series.eof;
 	}
 
-	/** Points with a value: {step, first, loss, low, high}. */
-	points() {
-		return this.buckets
-			.filter((bucket) => bucket[2] !== null)
-			.map(([first, step, loss, low, high]) => ({ first, step, loss, low, high }));
+	/** Points with a value above that: {step, first, loss, low, high, apart}. `apart`: steps before it have none. */
+	points(above = -Infinity) {
+		const found = [];
+		let apart = false;
+		for (const [first, step, loss, low, high] of this.buckets) {
+			if (loss === null || loss <= above) {
+				apart = true;
+			} else {
+				found.push({ first, step, loss, low, high, apart });
+				apart = false;
+			}
+		}
+		return found;
 	}
 
 	/** The epoch that a step belongs to, or null. */

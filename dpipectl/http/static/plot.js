@@ -80,44 +80,47 @@ export function epochMarks(scene, epochs) {
 	});
 }
 
+/** The points, parted where steps have no value: a line across would tell losses that there were not. */
+function stretches(points) {
+	const found = [];
+	for (const point of points) {
+		if (!found.length || point.apart) found.push([]);
+		found.at(-1).push(point);
+	}
+	return found;
+}
+
 /** Earlier runs, the band of what a point stands for, raw and smoothed. `banded`: a point stands for several steps. */
 export function curves(scene, points, smoothed, earlier, banded) {
 	const { x, y, low } = scene;
 	const path = (each, value) =>
 		each
-			.map((point, at) => `${at ? "L" : "M"}${x(point.step).toFixed(1)} ${y(value(point, at)).toFixed(1)}`)
+			.map(
+				(point, at) =>
+					`${at && !point.apart ? "L" : "M"}${x(point.step).toFixed(1)} ${y(value(point, at)).toFixed(1)}`,
+			)
 			.join("");
 	const within = (value) =>
 		Math.min(Math.max(y(scene.byTen ? Math.max(value, low) : value), MARGIN.top), scene.base);
-	const band = banded
-		? points
-				.map((point) => `${x(point.step).toFixed(1)},${within(point.high).toFixed(1)}`)
-				.concat(
-					points.map((point) => `${x(point.step).toFixed(1)},${within(point.low).toFixed(1)}`).reverse(),
-				)
-		: null;
-	const before = earlier
-		.filter((each) => each.length)
-		.map((each) =>
-			s("path", {
-				class: "earlier",
-				d: path(
-					each.filter((point) => point.step <= scene.last),
-					(point) => point.loss,
-				),
-			}),
-		);
-	const lone =
-		points.length === 1
-			? s("circle", { class: "dot", cx: x(points[0].step), cy: y(points[0].loss), r: 3 })
-			: null;
+	const edge = (each, value) =>
+		each.map((point) => `${x(point.step).toFixed(1)},${within(value(point)).toFixed(1)}`);
+	const parts = stretches(points);
+	const bands = (banded ? parts : []).map((each) => [
+		...edge(each, (point) => point.high),
+		...edge(each, (point) => point.low).reverse(),
+	]);
+	const before = earlier.map((each) => s("path", { class: "earlier", d: path(each, (point) => point.loss) }));
+	// To a point alone leads no line.
+	const lone = parts
+		.filter((each) => each.length === 1)
+		.map(([point]) => s("circle", { class: "dot", cx: x(point.step), cy: y(point.loss), r: 3 }));
 	return [
 		...before,
-		band ? s("polygon", { class: "band", points: band.join(" ") }) : null,
+		...bands.map((each) => s("polygon", { class: "band", points: each.join(" ") })),
 		s("path", { class: "raw", d: path(points, (point) => point.loss) }),
 		s("path", { class: "smooth", d: path(points, (_, at) => smoothed[at]) }),
-		lone,
-	].filter(Boolean);
+		...lone,
+	];
 }
 
 function axisLoss(value) {
