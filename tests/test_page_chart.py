@@ -1,6 +1,7 @@
 """What the page draws as a loss curve: what there was, on a scale of what is drawn."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def losses_beside(browser: Browser) -> list[float]:
 def resumed(workspace: Workspace) -> tuple[str, str]:
     """A run that went far beyond the checkpoint that the next one goes on from, and that next one."""
     losses = [(1, 0.1), (2, 0.2), (400, 900.0)]
-    script = {"until": str(workspace.go), "quiet_after": 0}
+    script: dict[str, Any] = {"until": str(workspace.go), "quiet_after": 0}
     first = workspace.start(workspace.config("says", texts=printed(losses), **script))
     workspace.until_step(400)
     workspace.json("stop", "--save")
@@ -68,8 +69,7 @@ def test_earlier_runs_are_drawn_on_the_scale_of_what_is_drawn(workspace: Workspa
 def test_no_line_leads_across_steps_without_a_loss(workspace: Workspace, browser: Browser) -> None:
     nan = float("nan")
     losses = [0.5, 0.4, 0.3, nan, nan, 0.6, nan, 0.2, 0.1]
-    script = {"quiet_after": 0}
-    open_run(browser, workspace, "says", texts=printed(enumerate(losses, 1)), **script)
+    open_run(browser, workspace, "says", texts=printed(enumerate(losses, 1)), quiet_after=0)
     wait_until(lambda: drawn(browser, "raw") == drawn(browser, "smooth") == "MLLMML", "three stretches")
     assert len(browser.find(".plot .dot")) == 1, "the one that is alone"
     assert browser.find(".plot .band") == []

@@ -1,6 +1,13 @@
 // Requests. An answer that is an error becomes a Refusal, with the message of each field where there are fields.
 import { T } from "./texts.js";
 
+/**
+ * Milliseconds after which nobody will answer any more: a connection may be dead without anybody having been told. The server
+ * itself asks the daemon for 20 seconds, and for longer where that may take longer; by the last word of the path.
+ */
+const LIMITS = { lines: 30_000, series: 150_000, start: 120_000, resume: 120_000, check: 210_000 };
+const LIMIT = 60_000; // of all others
+
 /** `status` 0: nobody answered. `fields`: [name, message] of each field that was wrong. */
 export class Refusal extends Error {
 	constructor(status, message, fields = []) {
@@ -32,7 +39,8 @@ export function post(path, body = undefined, query = {}) {
 }
 
 async function ask(method, path, query, body, signal) {
-	const sent = { method, signal, headers: {} };
+	const limit = AbortSignal.timeout(LIMITS[path.split("/").at(-1)] ?? LIMIT);
+	const sent = { method, signal: signal ? AbortSignal.any([signal, limit]) : limit, headers: {} };
 	if (body !== undefined) {
 		sent.body = JSON.stringify(body);
 		sent.headers["content-type"] = "application/json";
@@ -43,8 +51,9 @@ async function ask(method, path, query, body, signal) {
 		answer = await fetch(address(path, query), sent);
 		const text = await answer.text();
 		document_ = text ? JSON.parse(text) : null;
-	} catch (error) {
-		if (error instanceof DOMException && error.name === "AbortError") throw error;
+	} catch {
+		// Whoever has asked wants no answer any more.
+		signal?.throwIfAborted();
 		throw new Refusal(0, T.errors.unreachable);
 	}
 	if (answer.ok) return document_;
