@@ -19,8 +19,7 @@ LIVE = "const { live } = await import('./page/live.js');"
 
 def asks_to_stop_a_newborn(browser: Browser) -> None:
     """Opens the dialog as in the moment in which a run has no pid yet."""
-    browser.run(LIVE + "live.progress.pid = null")
-    browser.press("Stop…")
+    browser.run(LIVE + "live.progress.pid = null; arguments[0].click()", browser.named("Stop…"))
     browser.until("dialog", "loses ")
 
 
