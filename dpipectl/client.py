@@ -137,8 +137,12 @@ class Client:
                 self.close()
                 time.sleep(RETRY_EVERY)
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         if self._socket is not None:
+            # First: ZeroMQ's thread would wait for ever to tell a monitor that is gone.
             self._socket.disable_monitor()
             self._socket.close(linger=0)
             self._socket = self._hangups = None

@@ -87,6 +87,11 @@ class Daemon:
         """Whoever waits is told so."""
         self._drop(Unreachable("the server is ending"))
 
+    def __del__(self) -> None:
+        """Where nobody has closed it: the monitor might be gone before the connection is, see `_close`."""
+        if self._socket is not None:
+            self._close()
+
     def _drop(self, error: Unreachable) -> None:
         if self._socket is None or self._monitor is None:
             return
