@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import select
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from dpipectl.http.daemon import LONG_LIMIT, PENDING_LIMIT, Daemon
 from dpiped import messages
 from dpiped.errors import Unreachable
 from tests.harness import Workspace
-from tests.helpers import HERE
 from tests.test_http_events import busy_daemon
 
 
@@ -232,45 +230,22 @@ def test_what_an_ended_application_leaves_open_stays_quiet(tmp_path: Path) -> No
     assert 1 <= told < 5, "that the connection broke, and nothing more"
 
 
-FORGETFUL = """
-import asyncio, sys
-from pathlib import Path
-from dpipectl.client import Failed
-from dpipectl.http.daemon import Daemon
-from dpiped import messages
-from tests.test_http_events import busy_daemon
+def test_what_is_forgotten_is_closed_and_says_nothing_more(tmp_path: Path) -> None:
+    """ZeroMQ's thread would wait for ever to tell a monitor that is gone, and with it all of the process."""
+    path = tmp_path / "d.sock"
+    left = [Daemon(str(path))]
 
-async def ask(daemon):
-    try:
-        await daemon.ask(messages.GetStatus(), messages.Status)
-    except Failed:
-        print("answered", flush=True)
+    async def ask() -> None:
+        with pytest.raises(Failed, match="too many requests"):
+            await left[0].ask(messages.GetStatus(), messages.Status)
 
-for _ in range(int(sys.argv[2])):
-    with busy_daemon(Path(sys.argv[1])):
-        left = [Daemon(sys.argv[1]) for _ in range(20)]
-        for each in left:
-            asyncio.run(ask(each))
-    # The daemon has just ended, and nobody has closed them.
-    left = each = None
-"""
-
-
-def test_what_is_forgotten_and_not_closed_holds_up_no_other(tmp_path: Path) -> None:
-    """ZeroMQ's thread would wait for ever to tell a monitor that is gone, on a busy machine now and then."""
-    times = 25
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", FORGETFUL, str(tmp_path / "d.sock"), str(times)],
-            cwd=HERE.parent,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    finally:
-        for each in busy:
-            each.kill()
-            each.wait()
-    assert (done.returncode, done.stdout.count("answered")) == (0, 20 * times), done.stderr[-500:]
+    with busy_daemon(path):
+        asyncio.run(ask())
+        connection, monitor = left[0]._socket, left[0]._monitor
+        assert connection is not None and monitor is not None
+        left.clear()
+        gc.collect()
+        assert connection.closed
+    # The daemon has ended, too, and that is told to nobody.
+    assert not monitor.poll(300)
+    monitor.close()
