@@ -9,9 +9,9 @@ The daemon is killed and reloaded in the middle part only: its first life is mea
 its last one, which begins after two thirds of them, at the end; by then it has seen more runs than the first.
 
 Memory is what a process has written itself ("Anonymous"); whether pages of files count for one process or for
-several depends on what else the machine runs. Python keeps a table of the names that paths were made of, and
-builds it anew (1 MB beside the old one) after some ten thousand of them, whether those are in use or not; so
-before each measurement enough lists of runs are asked for to have that happen several times.
+several depends on what else the machine runs. A process that has hardly begun has not taken what it will
+need, and Python builds its table of names anew, beside the old one, now and then; so before each measurement
+the same requests are made, enough of them to have both behind it.
 
 Known gap: TensorBoard keeps what it has read of every run, so its memory is told and not judged.
 """
