@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dpiped import tomltext
-from dpiped.arguments import KNOWING, TRUST_CACHE
+from dpiped.arguments import KNOWING, TRUST_CACHE, WITHOUT_COMPLETION
 from dpiped.configs import EMBEDDED_TYPE, Config, path_values
 from dpiped.errors import InvalidInput
 
@@ -55,7 +55,8 @@ def check(config: Config, words: tuple[str, ...], base: Path, of_a_form: bool) -
         _check_models(config.data)
     _check_numbers(config.data)
     _check_optimizer(config.data)
-    if KNOWING not in words:
+    # With the last ones nothing is trained, so nothing is saved.
+    if not {KNOWING, *WITHOUT_COMPLETION}.intersection(words):
         _check_savable(config)
     if TRUST_CACHE not in words:
         for name, content in config.datasets.items():

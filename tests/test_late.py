@@ -97,7 +97,8 @@ def test_what_could_not_be_saved_is_refused(machine: Machine, kind: str) -> None
     model = MODEL.replace("flux", kind)
     error = refused(machine, model=model)
     assert error.field == "adapter" and "--i_know_what_i_am_doing" in (error.hint or "")
-    plan(machine, "--i_know_what_i_am_doing", model=model)
+    for flag in ("--i_know_what_i_am_doing", "--cache_only"):
+        plan(machine, flag, model=model)
     plan(machine, model=model, rest=ADAPTER + OPTIMIZER)
     lokr = ADAPTER.replace("lora", "lokr")
     assert refused(machine, rest=lokr + OPTIMIZER).field == "adapter.type"
